@@ -1,0 +1,48 @@
+"""Gradient statistics for JAX: how noisy is a minibatch gradient, exactly, for every batch size and design.
+
+Symbols, the same in code, docstrings and figures:
+
+    N, M, P   population_size, batch_size, num_params: sizes of the data set, the batch, the parameters
+    θ         params, a pytree
+    g_i       the gradient of the loss of example i, all at the same θ
+    ḡ         mean, (1/N) Σ g_i
+    Σ         the population covariance of the g_i, divisor N; S² has divisor N−1
+    tr Σ      trace_covariance(ddof=0); tr S² is trace_covariance(ddof=1)
+    K         gram, K_ij = ⟨g_i, g_j⟩
+    w         weights, the random weight vector of a sampling design; ĝ = Σ w_i g_i
+    c_M       variance_factor, (N−M)/(M(N−1)): without replacement, Cov ĝ = c_M Σ
+
+Modules, and the only modules of the package that each may import:
+
+    _validate    :
+    _trace       :
+    _store       :
+    kernels      : _trace, _validate
+    moments      : kernels, _validate
+    designs      : _validate
+    estimators   : kernels, moments, designs, _validate
+    problems     : _validate
+
+Importing this package changes no configuration of JAX.
+"""
+
+from jaxsgd import designs, estimators, kernels, moments, problems
+from jaxsgd.kernels import PerExampleGradients, per_example_gradients
+from jaxsgd.moments import GradientMoments, gradient_moments
+from jaxsgd.problems import Problem
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GradientMoments",
+    "PerExampleGradients",
+    "Problem",
+    "__version__",
+    "designs",
+    "estimators",
+    "gradient_moments",
+    "kernels",
+    "moments",
+    "per_example_gradients",
+    "problems",
+]

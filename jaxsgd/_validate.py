@@ -1,0 +1,207 @@
+"""Checks on the host, before any tracing, whose keyword names are the error text.
+
+``positive_integer(batch_size=-1)`` raises "batch_size must be at least 1, got -1". Every check returns
+nothing or the one value it had to find out anyway. Shapes and dtypes are known under ``jax.jit`` too, so
+all checks but those on values run there as well.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_PROBABILITY_TOLERANCE = 1e-6  # a sum of float32 probabilities is off by rounding; a mistake, by more
+
+
+def positive_integer(**named: Any) -> None:
+    """Raise unless every value is an integer of at least 1."""
+    for name, value in named.items():
+        integer(**{name: value})
+        if operator.index(value) < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def integer(**named: Any) -> None:
+    """Raise unless every value is an integer (``bool`` is not one)."""
+    for name, value in named.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+
+
+def at_least(minimum: int, **named: Any) -> None:
+    """Raise unless every value is an integer of at least ``minimum``."""
+    for name, value in named.items():
+        integer(**{name: value})
+        if operator.index(value) < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def batch_within_population(*, batch_size: int, population_size: int) -> None:
+    """Raise if a batch without replacement would be larger than the population."""
+    if batch_size > population_size:
+        raise ValueError(f"batch_size must be at most the population size {population_size}, got {batch_size}")
+
+
+def one_of(options: Sequence[str], **named: Any) -> None:
+    """Raise unless every value is one of ``options``."""
+    for name, value in named.items():
+        if value not in options:
+            raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")
+
+
+def batch_sizes(sizes: np.ndarray[Any, Any], *, population_size: int) -> None:
+    """Raise unless ``sizes`` is a non-empty vector of integers in 1..population_size."""
+    if sizes.ndim != 1 or sizes.size == 0:
+        raise ValueError(f"batch_sizes must be a non-empty vector, got shape {sizes.shape}")
+    if not np.issubdtype(sizes.dtype, np.integer):
+        raise TypeError(f"batch_sizes must be integers, got dtype {sizes.dtype}")
+    outside = sizes[(sizes < 1) | (sizes > population_size)]
+    if outside.size:
+        raise ValueError(f"batch_sizes must lie between 1 and the population size {population_size}, got {outside[0]}")
+
+
+def random_key(**named: Any) -> None:
+    """Raise unless every value is a single JAX random key."""
+    for name, value in named.items():
+        typed = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        if not typed or value.shape != ():
+            raise TypeError(f"{name} must be a key such as jax.random.key(0), got {_describe(value)}")
+
+
+def probabilities(**named: Any) -> None:
+    """Raise unless every value is a vector of non-negative numbers that sum to one."""
+    for name, value in named.items():
+        values = np.asarray(value, dtype=np.float64)
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"{name} must be a non-empty vector, got shape {values.shape}")
+        if not np.all(values >= 0):
+            raise ValueError(f"{name} must be non-negative, got {values[~(values >= 0)][0]}")
+        if abs(values.sum() - 1) > _PROBABILITY_TOLERANCE:
+            raise ValueError(f"{name} must sum to one, got a sum of {values.sum()}")
+
+
+def finite(**named: Any) -> None:
+    """Raise, naming the example, unless every number of every array is finite."""
+    for name, value in named.items():
+        values = np.asarray(value, dtype=np.float64)
+        bad = np.argwhere(~np.isfinite(values))
+        if bad.size:
+            at = tuple(int(i) for i in bad[0])
+            raise ValueError(f"{name} must be finite, got {values[at]} in example {at[0]}")
+
+
+def labels(**named: Any) -> None:
+    """Raise unless every array is a vector of non-negative integers."""
+    for name, value in named.items():
+        if np.ndim(value) != 1:
+            raise ValueError(f"{name} must be a vector of labels, got shape {np.shape(value)}")
+        if np.min(value) < 0:
+            raise ValueError(f"{name} must be labels 0, 1, 2, ..., got {np.min(value)}")
+
+
+def floating_leaves(**named: Any) -> None:
+    """Raise unless every leaf of every pytree is a real floating-point array, and there is one."""
+    for name, tree in named.items():
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        if not leaves:
+            raise ValueError(f"{name} must have at least one array, got {tree!r}")
+        for path, leaf in leaves:
+            if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+                raise TypeError(
+                    f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {_describe(leaf)}; "
+                    "for a module that carries functions or settings, differentiate its arrays only, "
+                    "as in `arrays, static = eqx.partition(model, eqx.is_inexact_array)`"
+                )
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise TypeError(
+                    f"{name} must be real floating-point arrays, but {_leaf(name, path)} has dtype {leaf.dtype}"
+                )
+
+
+def leading_axis(**named: Any) -> int:
+    """Return the common length of the first axis of every leaf, or raise.
+
+    Args:
+        **named: one pytree of arrays.
+    """
+    ((name, tree),) = named.items()
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(f"{name} must have at least one array, got {tree!r}")
+    for path, leaf in leaves:
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise TypeError(f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {_describe(leaf)}")
+        if getattr(leaf.dtype, "kind", "f") in "OSUM":
+            raise TypeError(f"{name} must be numbers, but {_leaf(name, path)} has dtype {leaf.dtype}")
+        if len(leaf.shape) == 0:
+            raise ValueError(
+                f"{name} must have examples along the first axis of every array, but {_leaf(name, path)} is a scalar"
+            )
+    lengths = {_leaf(name, path): leaf.shape[0] for path, leaf in leaves}
+    if len(set(lengths.values())) > 1:
+        described = ", ".join(f"{leaf} has {length}" for leaf, length in lengths.items())
+        raise ValueError(f"{name} must have equally many examples in every array, but {described}")
+    length: int = leaves[0][1].shape[0]
+    if length == 0:
+        raise ValueError(f"{name} must have at least one example, got 0")
+    return length
+
+
+def scalar_loss(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
+    """Raise unless ``loss_fn(params, example)`` is one real number for one example of ``batch``."""
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function, got {_describe(loss_fn)}")
+    shapes = ", ".join(
+        f"example{jax.tree_util.keystr(path)}: {leaf.shape[1:]}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+    )
+    try:
+        out = jax.eval_shape(lambda p, b: loss_fn(p, jax.tree.map(lambda leaf: leaf[0], b)), params, batch)
+    except Exception as error:
+        raise ValueError(
+            f"loss_fn failed on one example ({shapes}): {type(error).__name__}: {error}\n"
+            "loss_fn takes ONE example, without the batch axis; was it written for a batch?"
+        ) from error
+    if not hasattr(out, "shape"):
+        raise TypeError(f"loss_fn must return one scalar, got {jax.tree.structure(out)} for one example ({shapes})")
+    if out.shape != ():
+        raise ValueError(
+            f"loss_fn must return a scalar for one example ({shapes}), got shape {out.shape}; "
+            "it is given ONE example, without the batch axis"
+        )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(f"loss_fn must return a real floating-point number, got dtype {out.dtype}")
+
+
+def like_params(structure: Any, shapes: Sequence[tuple[int, ...]], **named: Any) -> None:
+    """Raise unless every value is a pytree with this structure and these leaf shapes."""
+    for name, tree in named.items():
+        if jax.tree.structure(tree) != structure:
+            raise ValueError(f"{name} must have the structure of params, {structure}, got {jax.tree.structure(tree)}")
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        for (path, leaf), shape in zip(leaves, shapes, strict=True):
+            if jnp.shape(leaf) != shape:
+                raise ValueError(
+                    f"{name} must have the shapes of params, but {_leaf(name, path)} has shape "
+                    f"{jnp.shape(leaf)}, not {shape}"
+                )
+
+
+def vector(length: int, **named: Any) -> None:
+    """Raise unless every value has shape ``(length,)``."""
+    for name, value in named.items():
+        if jnp.shape(value) != (length,):
+            raise ValueError(f"{name} must have shape ({length},), got {jnp.shape(value)}")
+
+
+def _leaf(name: str, path: Any) -> str:
+    return f"{name}{jax.tree_util.keystr(path)}"
+
+
+def _describe(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return f"{value!r} of type {type(value).__name__}"

@@ -1,0 +1,249 @@
+"""Per-example gradients of any JAX loss, and the algebra on them.
+
+``per_example_gradients(loss_fn)`` is a transformation, like ``jax.grad``: it gives a function of
+``(params, batch)`` that returns a :class:`PerExampleGradients`. Every statistic of the batch is a method of
+that object, computed in jitted code that keeps no more than the statistic needs.
+
+Imports ``_trace`` (what a gradient is kept as) and ``_validate`` only; knows no sampling design.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from jaxsgd import _trace, _validate
+
+Loss = Callable[[Any, Any], Any]
+
+
+def per_example_gradients(loss_fn: Loss) -> Callable[[PyTree, PyTree], "PerExampleGradients"]:
+    """Transform the loss of one example into the per-example gradients of a batch.
+
+    Args:
+        loss_fn: ``loss_fn(params, example) -> scalar``. ``example`` is ONE example: a pytree like the batch,
+            without the leading batch axis.
+
+    Returns:
+        A function of ``params`` (pytree of floating-point arrays) and ``batch`` (pytree of arrays with n
+        examples along the first axis of each), which returns :class:`PerExampleGradients` and works under
+        ``jax.jit`` and ``jax.vmap``.
+
+    Raises:
+        TypeError: if a leaf of ``params`` is not a floating-point array, a leaf of ``batch`` is not an array
+            of numbers, or the loss is not one real number.
+        ValueError: if the arrays of ``batch`` differ in length or are empty, if the loss is not scalar, or if
+            it fails on one example (as a loss written for a batch does).
+
+    Guarantees:
+        - compiles once: calls with the same ``loss_fn`` and shapes share one compilation, also when
+          ``per_example_gradients(loss_fn)`` is written anew each time.
+
+    >>> import jax.numpy as jnp
+    >>> def loss_fn(params, example):
+    ...     return (example["y"] - params["m"] * example["x"] - params["b"]) ** 2
+    >>> params = {"m": jnp.asarray(1.0), "b": jnp.asarray(1.0)}
+    >>> batch = {"x": jnp.asarray([0.0, 1.0, 2.0, 3.0]), "y": jnp.asarray([1.0, 3.0, 2.0, 5.0])}
+    >>> g = per_example_gradients(loss_fn)(params, batch)
+    >>> g.count, [float(norm) for norm in g.squared_norms()]
+    (4, [0.0, 8.0, 20.0, 40.0])
+    """
+
+    def gradients(params: PyTree, batch: PyTree) -> PerExampleGradients:
+        _validate.floating_leaves(params=params)
+        _validate.leading_axis(batch=batch)
+        _validate.scalar_loss(loss_fn, params, batch)
+        return trace_batch(loss_fn, params, batch)
+
+    return gradients
+
+
+@partial(jax.jit, static_argnums=0)
+def trace_batch(loss_fn: Loss, params: PyTree, batch: PyTree) -> "PerExampleGradients":
+    """``per_example_gradients(loss_fn)(params, batch)`` for arguments that were validated before."""
+    losses, factors = jax.vmap(partial(_trace.loss_and_factors, loss_fn), in_axes=(None, 0))(params, batch)
+    return PerExampleGradients(losses, factors, jax.tree.structure(params))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PerExampleGradients:
+    """The gradients g_i of n examples at one θ, and the statistics of them.
+
+    A registered pytree: it passes through ``jit``, ``vmap`` and ``lax.scan``. Sums are accumulated, and
+    statistics returned, in float32 at least (float64 for float64 parameters), with matrix products at the
+    highest precision of the device.
+    """
+
+    example_losses: Any
+    factors: tuple[_trace.Dense, ...]
+    structure: Any = field(metadata={"static": True})
+
+    @property
+    def count(self) -> int:
+        """n, the number of examples."""
+        count: int = self.example_losses.shape[0]
+        return count
+
+    @property
+    def num_params(self) -> int:
+        """P, the number of scalar parameters."""
+        return sum(int(np.prod(shape)) for shape in self._shapes())
+
+    def losses(self) -> Float[Array, " n"]:
+        """L(θ, x_i), shape (n,)."""
+        return self.example_losses
+
+    def mean(self) -> PyTree:
+        """ḡ = (1/n) Σ g_i, a pytree like ``params``.
+
+        It is the gradient of the mean loss: θ ↦ L_i(θ) are n functions of the same θ, and differentiation
+        is linear.
+        """
+        return _mean(self)
+
+    def squared_norms(self) -> Float[Array, " n"]:
+        """‖g_i‖², shape (n,)."""
+        return _squared_norms(self)
+
+    def squared_deviations(self) -> Float[Array, " n"]:
+        """‖g_i − ḡ‖², shape (n,), from centered gradients, so that no digit cancels."""
+        return _squared_deviations(self)
+
+    def inner_products(self, direction: PyTree) -> Float[Array, " n"]:
+        """⟨g_i, v⟩, shape (n,), for ``direction`` v, a pytree like ``params``."""
+        _validate.like_params(self.structure, self._shapes(), direction=direction)
+        return _inner_products(self, direction)
+
+    def weighted_sum(self, weights: Float[Array, " n"]) -> PyTree:
+        """Σ w_i g_i, a pytree like ``params``, for ``weights`` w of shape (n,)."""
+        _validate.vector(self.count, weights=weights)
+        return _weighted_sum(self, weights)
+
+    def second_moment(self) -> PyTree:
+        """(1/n) Σ g_i², coordinate by coordinate, a pytree like ``params``."""
+        return _second_moment(self)
+
+    def variance(self, *, ddof: int = 0) -> PyTree:
+        """(1/(n − ddof)) Σ (g_i − ḡ)², coordinate by coordinate, a pytree like ``params``."""
+        _validate.at_least(1 + ddof, **{"the number of examples": self.count})
+        return jax.tree.map(lambda total: total / (self.count - ddof), _sum_squared_deviations(self))
+
+    def gram(self, other: "PerExampleGradients | None" = None) -> Float[Array, "n m"]:
+        """K_ij = ⟨g_i, h_j⟩, shape (n, m), for the gradients h of ``other`` (of the same parameters), or of itself."""
+        other = self if other is None else other
+        if (other.structure, other._shapes()) != (self.structure, self._shapes()):
+            raise ValueError("other must hold gradients of the same parameters")
+        return _gram(self, other)
+
+    def materialize(self) -> PyTree:
+        """All g_i, a pytree like ``params`` with a leading axis of n: n·P numbers."""
+        return self.structure.unflatten(factor.value for factor in self.factors)
+
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(factor.value.shape[1:] for factor in self.factors)
+
+
+def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
+    """Raise ValueError, naming the example and the parameter, if a gradient is not finite.
+
+    Args:
+        g: concrete gradients; under a transformation, where values are unknown, nothing is checked.
+        first_index: the index of the first example of ``g`` in the data, for the message.
+    """
+    if isinstance(g.example_losses, jax.core.Tracer):
+        return
+    if np.isfinite(np.asarray(g.squared_norms(), dtype=np.float64)).all():
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(g.materialize()):
+        values = np.asarray(leaf, dtype=np.float64).reshape(g.count, -1)
+        rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if rows.size:
+            bad = values[rows[0]][~np.isfinite(values[rows[0]])][0]
+            raise ValueError(
+                f"gradients must be finite, got {bad} for example {first_index + rows[0]} "
+                f"in params{jax.tree_util.keystr(path)}"
+            )
+    dtype = g.squared_norms().dtype
+    raise ValueError(f"squared gradient norms overflow {dtype}: scale the loss down, or use float64 parameters")
+
+
+# The algebra. Each function is jitted once and takes the whole object, so one compilation serves all its parameters.
+
+
+def _rows(factor: _trace.Dense) -> Float[Array, "n p"]:
+    """The gradients of one parameter as rows, in the dtype that sums are accumulated in."""
+    value = factor.value
+    return value.reshape(value.shape[0], -1).astype(_accumulation_dtype(value.dtype))
+
+
+def _accumulation_dtype(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _centered(factor: _trace.Dense) -> Float[Array, "n p"]:
+    rows = _rows(factor)
+    return rows - rows.mean(axis=0, keepdims=True)
+
+
+def _total(parts: list[Shaped[Array, "..."]]) -> Any:
+    """The sum over parameters, whose dtypes may differ."""
+    dtype = jnp.result_type(*parts)
+    return sum(part.astype(dtype) for part in parts)
+
+
+def _like_params(g: PerExampleGradients, leaves: list[Array]) -> PyTree:
+    shaped = (leaf.reshape(shape) for leaf, shape in zip(leaves, g._shapes(), strict=True))
+    return g.structure.unflatten(shaped)
+
+
+_dot = partial(jnp.matmul, precision="highest")
+
+
+@jax.jit
+def _mean(g: PerExampleGradients) -> PyTree:
+    return _like_params(g, [_rows(factor).mean(axis=0) for factor in g.factors])
+
+
+@jax.jit
+def _squared_norms(g: PerExampleGradients) -> Float[Array, " n"]:
+    return _total([jnp.sum(_rows(factor) ** 2, axis=1) for factor in g.factors])
+
+
+@jax.jit
+def _squared_deviations(g: PerExampleGradients) -> Float[Array, " n"]:
+    return _total([jnp.sum(_centered(factor) ** 2, axis=1) for factor in g.factors])
+
+
+@jax.jit
+def _inner_products(g: PerExampleGradients, direction: PyTree) -> Float[Array, " n"]:
+    rows = [_rows(factor) for factor in g.factors]
+    leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(direction)]
+    return _total([_dot(r, v.astype(r.dtype)) for r, v in zip(rows, leaves, strict=True)])
+
+
+@jax.jit
+def _weighted_sum(g: PerExampleGradients, weights: Float[Array, " n"]) -> PyTree:
+    rows = [_rows(factor) for factor in g.factors]
+    return _like_params(g, [_dot(weights.astype(r.dtype), r) for r in rows])
+
+
+@jax.jit
+def _second_moment(g: PerExampleGradients) -> PyTree:
+    return _like_params(g, [jnp.mean(_rows(factor) ** 2, axis=0) for factor in g.factors])
+
+
+@jax.jit
+def _sum_squared_deviations(g: PerExampleGradients) -> PyTree:
+    return _like_params(g, [jnp.sum(_centered(factor) ** 2, axis=0) for factor in g.factors])
+
+
+@jax.jit
+def _gram(g: PerExampleGradients, other: PerExampleGradients) -> Float[Array, "n m"]:
+    pairs = zip(g.factors, other.factors, strict=True)
+    return _total([_dot(_rows(a), _rows(b).T) for a, b in pairs])

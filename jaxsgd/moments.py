@@ -1,0 +1,235 @@
+"""The mean and variance of the per-example gradients of a data set, in one streaming pass.
+
+A pass never holds more than one chunk of examples: each chunk is reduced to its moments, and moments are
+merged by the rule of Chan, Golub and LeVeque ("Algorithms for computing the sample variance", The American
+Statistician 37, 1983), which subtracts means before squaring, so no digit cancels.
+
+Imports ``kernels`` and ``_validate`` only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxsgd import _validate, kernels
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GradientMoments:
+    """The first two moments of n per-example gradients g_i.
+
+    A registered pytree. ``count`` is n, ``mean`` is ḡ (a pytree like ``params``), ``mean_loss`` is L̄,
+    ``sum_squared_deviations`` is Σ‖g_i − ḡ‖², and ``coordinate_sums`` is Σ(g_i − ḡ)² coordinate by
+    coordinate, or None where it was not asked for.
+    """
+
+    count: Any
+    mean: Any
+    mean_loss: Any
+    sum_squared_deviations: Any
+    coordinate_sums: Any = None
+
+    @property
+    def squared_mean_norm(self) -> Float[Array, ""]:
+        """‖ḡ‖²."""
+        return _squared_norm(self.mean)
+
+    @property
+    def squared_norms_mean(self) -> Float[Array, ""]:
+        """(1/n) Σ ‖g_i‖² = tr Σ + ‖ḡ‖²."""
+        return self.trace_covariance(ddof=0) + self.squared_mean_norm
+
+    def trace_covariance(self, *, ddof: int = 0) -> Float[Array, ""]:
+        """Σ‖g_i − ḡ‖² / (n − ddof): tr Σ with ``ddof=0``, tr S² with ``ddof=1``."""
+        return self.sum_squared_deviations / self._divisor(ddof)
+
+    def variance(self, *, ddof: int = 0) -> PyTree:
+        """Σ(g_i − ḡ)² / (n − ddof), coordinate by coordinate, a pytree like ``params``."""
+        if self.coordinate_sums is None:
+            raise ValueError("variance must be asked for: gradient_moments(..., per_coordinate=True)")
+        divisor = self._divisor(ddof)
+        return jax.tree.map(lambda total: total / divisor.astype(total.dtype), self.coordinate_sums)
+
+    def _divisor(self, ddof: int) -> Any:
+        if not isinstance(self.count, jax.core.Tracer):
+            _validate.at_least(1 + ddof, **{"the number of examples": int(self.count)})
+        return (self.count - ddof).astype(self.sum_squared_deviations.dtype)
+
+
+def gradient_moments(
+    loss_fn: kernels.Loss,
+    params: PyTree,
+    data: PyTree | Iterator[PyTree],
+    *,
+    chunk_size: int | None = None,
+    per_coordinate: bool = False,
+) -> GradientMoments:
+    """Compute the moments of all per-example gradients of a data set in one pass.
+
+    Args:
+        loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.
+        params: θ, a pytree of floating-point arrays.
+        data: a pytree of arrays with N examples along the first axis of each (NumPy arrays, memory-mapped
+            ones included, are sliced on the host), or an iterator of such batches.
+        chunk_size: how many examples are differentiated at a time; all at once by default. The last chunk may
+            be shorter. The result does not depend on it, up to rounding.
+        per_coordinate: keep the variance of every coordinate too, at the memory of one more ``params``.
+
+    Returns:
+        :class:`GradientMoments` with ``count`` N.
+
+    Raises:
+        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; also if a gradient is not finite, naming
+            the example and the parameter, if an iterator has no batch, or if ``chunk_size`` is given for one.
+
+    Guarantees:
+        - one pass: every example is differentiated once.
+        - at most two compilations, for the full chunk and the last one.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> m = gradient_moments(loss_fn, params, data, chunk_size=3)
+    >>> int(m.count), float(m.trace_covariance(ddof=0)), round(float(m.squared_mean_norm), 4)
+    (4, 15.75, 1.25)
+    """
+    _validate.floating_leaves(params=params)
+    if isinstance(data, Iterator):
+        if chunk_size is not None:
+            raise ValueError(f"chunk_size must be None for an iterator of batches, got {chunk_size}")
+        return _stream(loss_fn, params, data, per_coordinate)
+    population_size = _validate.leading_axis(data=data)
+    _validate.scalar_loss(loss_fn, params, data)
+    chunk_size = population_size if chunk_size is None else chunk_size
+    _validate.positive_integer(chunk_size=chunk_size)
+
+    total = _empty(params, data, loss_fn, per_coordinate)
+    starts = range(0, population_size, chunk_size)
+    for start in starts:
+        size = min(chunk_size, population_size - start)
+        total = _add_chunk(loss_fn, size, params, *_chunk(data, start, size), total)
+    if not _is_finite(total):
+        for start in starts:
+            size = min(chunk_size, population_size - start)
+            chunk = jax.tree.map(lambda a, at=start, n=size: a[at : at + n], data)
+            kernels.require_finite(kernels.trace_batch(loss_fn, params, chunk), start)
+    return total
+
+
+def of(g: kernels.PerExampleGradients) -> GradientMoments:
+    """The moments of per-example gradients that are at hand."""
+    return _of(g, False)
+
+
+def merge(first: GradientMoments, second: GradientMoments) -> GradientMoments:
+    """The moments of the union of two disjoint sets of examples (Chan, Golub and LeVeque, 1983).
+
+    With δ the difference of the means, ḡ = ḡ₁ + δ n₂/n and Σ‖g_i − ḡ‖² gains ‖δ‖² n₁n₂/n over the two sums.
+
+    Raises:
+        ValueError: if only one of the two has per-coordinate sums.
+    """
+    if (first.coordinate_sums is None) != (second.coordinate_sums is None):
+        raise ValueError("second must have per-coordinate sums if and only if first does")
+    count = first.count + second.count
+    share = second.count / count  # n₂/n
+    overlap = first.count.astype(share.dtype) * share  # n₁n₂/n
+    delta = jax.tree.map(jnp.subtract, second.mean, first.mean)
+
+    def weigh(weight: Any, leaf: Any) -> Any:
+        return weight.astype(leaf.dtype) * leaf
+
+    def pool(a: Any, b: Any, squared_difference: Any) -> Any:
+        return a + b + weigh(overlap, squared_difference)
+
+    coordinate_sums = None
+    if first.coordinate_sums is not None:
+        squares = jax.tree.map(jnp.square, delta)
+        coordinate_sums = jax.tree.map(pool, first.coordinate_sums, second.coordinate_sums, squares)
+    return GradientMoments(
+        count=count,
+        mean=jax.tree.map(lambda a, d: a + weigh(share, d), first.mean, delta),
+        mean_loss=first.mean_loss + weigh(share, second.mean_loss - first.mean_loss),
+        sum_squared_deviations=pool(first.sum_squared_deviations, second.sum_squared_deviations, _squared_norm(delta)),
+        coordinate_sums=coordinate_sums,
+    )
+
+
+def _stream(loss_fn: kernels.Loss, params: PyTree, batches: Iterator[PyTree], per_coordinate: bool) -> GradientMoments:
+    """The moments over an iterator, each batch checked while it is at hand."""
+    total, seen = None, 0
+    for batch in batches:
+        size = _validate.leading_axis(batch=batch)
+        if total is None:
+            _validate.scalar_loss(loss_fn, params, batch)
+            total = _empty(params, batch, loss_fn, per_coordinate)
+        total = _add_chunk(loss_fn, size, params, *_chunk(batch, 0, size), total)
+        if not _is_finite(total):
+            kernels.require_finite(kernels.trace_batch(loss_fn, params, batch), seen)
+        seen += size
+    if total is None:
+        raise ValueError("data must have at least one batch, got an empty iterator")
+    return total
+
+
+def _chunk(data: PyTree, start: int, size: int) -> tuple[PyTree, Any]:
+    """Arrays that hold the chunk, and where it starts in them.
+
+    JAX arrays are sliced inside the compiled step, so that no start is compiled in; others on the host, so that
+    only the chunk moves to the device.
+    """
+    if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data)):
+        return data, np.int32(start) if start < 2**31 else np.int64(start)
+    return jax.tree.map(lambda leaf: leaf[start : start + size], data), np.int32(0)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _add_chunk(
+    loss_fn: kernels.Loss,
+    size: int,
+    params: PyTree,
+    data: PyTree,
+    start: Any,
+    total: GradientMoments,
+) -> GradientMoments:
+    chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), data)
+    g = kernels.trace_batch(loss_fn, params, chunk)
+    return merge(total, _of(g, total.coordinate_sums is not None))
+
+
+def _of(g: kernels.PerExampleGradients, per_coordinate: bool) -> GradientMoments:
+    deviations, losses = g.squared_deviations(), g.losses()
+    return GradientMoments(
+        count=jnp.asarray(g.count),
+        mean=g.mean(),
+        mean_loss=losses.mean(dtype=jnp.promote_types(losses.dtype, jnp.float32)),
+        sum_squared_deviations=deviations.sum(),
+        coordinate_sums=jax.tree.map(lambda v: v * g.count, g.variance(ddof=0)) if per_coordinate else None,
+    )
+
+
+def _empty(params: PyTree, batch: PyTree, loss_fn: kernels.Loss, per_coordinate: bool) -> GradientMoments:
+    """The moments of no example: the neutral element of :func:`merge`."""
+
+    def moments_of_one(params: PyTree, batch: PyTree) -> GradientMoments:
+        one = jax.tree.map(lambda leaf: leaf[:1], batch)
+        return _of(kernels.trace_batch(loss_fn, params, one), per_coordinate)
+
+    shapes = jax.eval_shape(moments_of_one, params, batch)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _is_finite(m: GradientMoments) -> bool:
+    return bool(jnp.isfinite(m.sum_squared_deviations))
+
+
+def _squared_norm(tree: PyTree) -> Float[Array, ""]:
+    parts = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
+    dtype = jnp.result_type(*parts)
+    return sum((part.astype(dtype) for part in parts), jnp.zeros((), dtype))

@@ -1,0 +1,182 @@
+"""Losses with data: small ones whose answers are exact rational numbers, and real data sets.
+
+Every problem is a :class:`Problem`, ``(loss_fn, params, data)``, with arrays in JAX's default float dtype. The
+real data sets come with scikit-learn, so nothing is downloaded. Imports ``_validate`` only.
+"""
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Num, PyTree
+
+from jaxsgd import _validate
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+}
+
+
+class Problem(NamedTuple):
+    """A loss, where to take its gradient, and the examples.
+
+    Attributes:
+        loss_fn: ``loss_fn(params, example) -> scalar`` for ONE example.
+        params: θ, a pytree of floating-point arrays.
+        data: a pytree of arrays with N examples along the first axis of each.
+    """
+
+    loss_fn: Callable[[Any, Any], Any]
+    params: PyTree
+    data: PyTree
+
+
+def line_fit(m: float = 1.0, b: float = 1.0) -> Problem:
+    """Least squares for the line y ≈ mx + b through (0, 1), (1, 3), (2, 2), (3, 5), at the given m and b.
+
+    The loss of one example is (y − mx − b)², so ∂L/∂m = −2x(y − mx − b) and ∂L/∂b = −2(y − mx − b): everything
+    is a rational number. At (1, 1), ḡ = (−1, −1/2) and tr Σ = 63/4; the minimum is at (11/10, 11/10).
+    """
+    params = {"m": jnp.asarray(m, float), "b": jnp.asarray(b, float)}
+    data = {"x": jnp.asarray([0.0, 1.0, 2.0, 3.0]), "y": jnp.asarray([1.0, 3.0, 2.0, 5.0])}
+    return Problem(_line_loss, params, data)
+
+
+def digits_mlp(*, key: Array, hidden: int = 64, activation: str = "tanh") -> Problem:
+    """A 64–hidden–10 network on the 1797 handwritten digits of scikit-learn, with cross-entropy.
+
+    Pixels are scaled to 0..1. See :func:`mlp` for the arguments.
+    """
+    x, y = _load("digits")
+    return mlp(x / 16.0, y, key=key, hidden=hidden, activation=activation)
+
+
+def mlp(
+    x: Num[np.ndarray, "n ..."],
+    y: Num[np.ndarray, "n ..."],
+    *,
+    key: Array,
+    hidden: int = 64,
+    activation: str = "tanh",
+) -> Problem:
+    """A network with one hidden layer on any data: cross-entropy for integer ``y``, ½ squared error for floats.
+
+    Weights start normal with variance 1/fan-in, biases at zero.
+
+    Args:
+        x: inputs, shape (N, ...); flattened to (N, d).
+        y: labels 0..C−1 of shape (N,) and integer dtype, or real targets of shape (N,) or (N, k).
+        key: for the initial weights.
+        hidden: width of the hidden layer.
+        activation: "sigmoid", "tanh" or "relu".
+
+    Raises:
+        TypeError, ValueError: if the arrays differ in length or are empty, a value is not finite, a label is
+            negative, or an argument is of the wrong kind.
+    """
+    _validate.random_key(key=key)
+    _validate.positive_integer(hidden=hidden)
+    _validate.one_of(tuple(ACTIVATIONS), activation=activation)
+    length = _validate.leading_axis(data={"x": x, "y": y})
+    _validate.finite(x=x, y=y)
+    inputs = np.reshape(x, (length, -1))
+    classify = np.issubdtype(y.dtype, np.integer)
+    if classify:
+        _validate.labels(y=y)
+        targets, outputs = y, int(y.max()) + 1
+    else:
+        targets = np.reshape(y, (length, -1))
+        outputs = targets.shape[1]
+    first, second = jax.random.split(key)
+    params = {
+        "hidden": _dense_layer(first, inputs.shape[1], hidden),
+        "output": _dense_layer(second, hidden, outputs),
+    }
+    data = {
+        "x": jnp.asarray(inputs, float),
+        "y": jnp.asarray(targets, int if classify else float),
+    }
+    return Problem(_MLP_LOSSES[classify, activation], params, data)
+
+
+def diabetes_regression() -> Problem:
+    """Linear least squares on scikit-learn's diabetes data, 442 examples and 10 features, at θ = 0.
+
+    Features and targets have mean 0 and variance 1 (divisor N); the loss of one example is ½(xᵀθ − y)².
+    """
+    x, y = _load("diabetes")
+    data = {"x": jnp.asarray(_standardize(x), float), "y": jnp.asarray(_standardize(y), float)}
+    return Problem(_squared_loss, jnp.zeros(x.shape[1]), data)
+
+
+def breast_cancer_logistic() -> Problem:
+    """Logistic regression on scikit-learn's breast-cancer data, 569 examples and 30 features, at θ = 0.
+
+    Features have mean 0 and variance 1 (divisor N); labels are 0 and 1; the parameters are a weight vector and
+    a bias.
+    """
+    x, y = _load("breast_cancer")
+    params = {"w": jnp.zeros(x.shape[1]), "b": jnp.zeros(())}
+    data = {"x": jnp.asarray(_standardize(x), float), "y": jnp.asarray(y, float)}
+    return Problem(_logistic_loss, params, data)
+
+
+def _line_loss(params: PyTree, example: PyTree) -> Float[Array, ""]:
+    return (example["y"] - params["m"] * example["x"] - params["b"]) ** 2
+
+
+def _squared_loss(params: PyTree, example: PyTree) -> Float[Array, ""]:
+    return 0.5 * (example["x"] @ params - example["y"]) ** 2
+
+
+def _logistic_loss(params: PyTree, example: PyTree) -> Float[Array, ""]:
+    logit = example["x"] @ params["w"] + params["b"]
+    return optax.sigmoid_binary_cross_entropy(logit, example["y"])
+
+
+def _mlp_loss(classify: bool, activation: str) -> Callable[[PyTree, PyTree], Float[Array, ""]]:
+    def loss_fn(params: PyTree, example: PyTree) -> Float[Array, ""]:
+        hidden, output = params["hidden"], params["output"]
+        features = ACTIVATIONS[activation](example["x"] @ hidden["w"] + hidden["b"])
+        prediction = features @ output["w"] + output["b"]
+        if classify:
+            return optax.softmax_cross_entropy_with_integer_labels(prediction, example["y"])
+        return 0.5 * jnp.sum((prediction - example["y"]) ** 2)
+
+    return loss_fn
+
+
+# One function object for each kind of network, so that compiled kernels are shared between problems.
+_MLP_LOSSES = {
+    (classify, activation): _mlp_loss(classify, activation) for classify in (False, True) for activation in ACTIVATIONS
+}
+
+
+def _dense_layer(key: Array, inputs: int, outputs: int) -> dict[str, Array]:
+    return {
+        "w": jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(float(inputs)),
+        "b": jnp.zeros(outputs),
+    }
+
+
+def _standardize(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return (values - values.mean(axis=0)) / values.std(axis=0)
+
+
+def _load(name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    x, y = getattr(_datasets(), f"load_{name}")(return_X_y=True)
+    return x, y
+
+
+def _datasets() -> types.ModuleType:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise ImportError("this problem's data comes with scikit-learn: pip install 'jaxsgd[experiments]'") from error
+    return datasets
