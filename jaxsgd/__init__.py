@@ -20,7 +20,8 @@ Modules, and the only modules of the package that each may import:
     kernels      : _trace, _validate
     moments      : kernels, _validate
     designs      : _validate
-    estimators   : kernels, moments, designs, _validate
+    _curves      : kernels, moments, designs, _validate
+    estimators   : _curves, kernels, moments, designs, _validate
     problems     : _validate
 
 Importing this package changes no configuration of JAX.

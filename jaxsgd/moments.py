@@ -122,8 +122,15 @@ def gradient_moments(
     return total
 
 
-def of(g: kernels.PerExampleGradients) -> GradientMoments:
-    """The moments of per-example gradients that are at hand."""
+def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
+    """The moments of per-example gradients that are at hand; moments are returned as they are.
+
+    Raises:
+        ValueError: if a gradient is not finite.
+    """
+    if isinstance(g, GradientMoments):
+        return g
+    kernels.require_finite(g)
     return _of(g, False)
 
 

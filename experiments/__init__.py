@@ -1,0 +1,1 @@
+"""The study: one figure each, `python -m experiments` lists them."""

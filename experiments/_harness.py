@@ -1,0 +1,213 @@
+"""Finds the experiments, reads their flags, runs them and writes what they found.
+
+An experiment is a module ``experiments/<stem>.py`` whose docstring opens with its claim and which defines
+
+    Config                      a frozen dataclass; every field is a flag
+    QUICK                       a Config that takes seconds
+    compute(config) -> arrays   a dict of NumPy arrays, all that ``check`` and ``draw`` need
+    check(arrays) -> findings   a dict of numbers; raises through :func:`require` where the claim fails
+    draw(arrays) -> Figure
+    summarize(findings) -> str  one sentence
+
+and becomes ``<stem>.png``, ``.pdf``, ``.npz`` and ``.json``. Nothing is written before the claim is confirmed, and
+every file is written whole or not at all.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+import io
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+T = TypeVar("T")
+
+FOLDER = Path(__file__).parent
+FIGURES = FOLDER.parent / "figures"
+PACKAGES = ("jax", "jaxlib", "jaxsgd", "matplotlib", "numpy", "optax", "scikit-learn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every experiment understands besides its own settings."""
+
+    quick: bool = False
+    """Run the small configuration, into figures/quick: seconds instead of minutes."""
+    redraw: bool = False
+    """Check and draw the stored arrays again; compute nothing."""
+    out: Path | None = None
+    """Folder for the files (default: figures, or figures/quick with --quick)."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files go."""
+        return self.out or (FIGURES / "quick" if self.quick else FIGURES)
+
+
+class UnconfirmedError(AssertionError):
+    """An experiment did not find what it claims."""
+
+
+def require(confirmed: bool | np.bool_, message: str) -> None:
+    """Raise :class:`UnconfirmedError` unless ``confirmed``."""
+    if not confirmed:
+        raise UnconfirmedError(message)
+
+
+def progress(items: Iterable[T], description: str) -> Iterable[T]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    return tqdm(items, desc=description, leave=False, disable=None, dynamic_ncols=True)
+
+
+def stems() -> list[str]:
+    """The names of all experiments."""
+    return sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
+
+
+def claim(stem: str) -> str:
+    """The first paragraph of an experiment's docstring, read without importing it."""
+    docstring = ast.get_docstring(ast.parse((FOLDER / f"{stem}.py").read_text(encoding="utf-8"))) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
+def main(arguments: list[str]) -> int:
+    """Run what the command line asks for; the exit status is 0, 1 (claim not confirmed), 2 (bad input) or 130."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(listing())
+        return 0
+    name, flags = arguments[0], arguments[1:]
+    if name not in [*stems(), "all"]:
+        close = difflib.get_close_matches(name, [*stems(), "all"], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"there is no experiment {name!r}{hint} `python -m experiments` lists them", file=sys.stderr)
+        return 2
+    try:
+        for stem in stems() if name == "all" else [name]:
+            print(run(stem, flags))
+    except KeyboardInterrupt:
+        print("interrupted; no file was left half-written", file=sys.stderr)
+        return 130
+    except UnconfirmedError as error:
+        print(f"claim not confirmed, nothing written: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def listing() -> str:
+    """All experiments with their claims."""
+    lines = ["usage: python -m experiments STEM|all [--quick] [--redraw] [--out DIR] [--help]", ""]
+    lines += [f"{stem}\n    {claim(stem)}" for stem in stems()]
+    return "\n".join(lines)
+
+
+def run(stem: str, flags: list[str]) -> str:
+    """Run one experiment; return the closing line."""
+    module = importlib.import_module(f"experiments.{stem}")
+    config, options = parse(stem, module, flags)
+    base = options.folder / stem
+    if options.redraw:
+        from jaxsgd import _store
+
+        findings, arrays = None, _store.read_arrays(base.with_suffix(".npz"))
+        found = module.check(arrays)
+    else:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        started = time.perf_counter()
+        arrays = module.compute(config)
+        found = module.check(arrays)
+        findings = record(stem, config, found, time.perf_counter() - started)
+    import matplotlib as mpl
+
+    from experiments._style import SETTINGS
+
+    with mpl.rc_context(SETTINGS):
+        files = write(base, arrays, module.draw(arrays), findings)
+    return f"{stem}: {module.summarize(found)}\n{' '.join(map(shown, files))}"
+
+
+def parse(stem: str, module: Any, flags: list[str]) -> tuple[Any, Options]:
+    """Read the flags of one experiment: every field of its Config, and :class:`Options`."""
+    default = module.QUICK if "--quick" in flags else module.Config()
+    arguments = dataclasses.make_dataclass(
+        "Arguments",
+        [
+            ("config", Annotated[module.Config, tyro.conf.arg(name="")], dataclasses.field(default=default)),
+            ("options", Annotated[Options, tyro.conf.arg(name="")], dataclasses.field(default=Options())),
+        ],
+    )
+    parsed = tyro.cli(
+        arguments,
+        prog=f"python -m experiments {stem}",
+        description=claim(stem),
+        args=flags,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return parsed.config, parsed.options
+
+
+def record(stem: str, config: Any, findings: dict[str, float], seconds: float) -> dict[str, Any]:
+    """What is needed to obtain the same numbers again, and the numbers."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "experiment": stem,
+        "claim": claim(stem),
+        "config": {name: _plain(value) for name, value in dataclasses.asdict(config).items()},
+        "findings": findings,
+        "seconds": round(seconds, 1),
+        "device": f"{device.platform} ({device.device_kind}), {jax.device_count()} device(s)",
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+        },
+    }
+
+
+def write(base: Path, arrays: dict[str, np.ndarray], figure: "Figure", findings: dict[str, Any] | None) -> list[Path]:
+    """Write the figure, and the arrays and findings where they are new; the same input gives the same bytes."""
+    from jaxsgd import _store
+
+    contents = {".png": _rendered(figure, "png"), ".pdf": _rendered(figure, "pdf")}
+    if findings is not None:
+        contents[".npz"] = _store.pack_arrays(arrays)
+        contents[".json"] = (json.dumps(findings, indent=2) + "\n").encode()
+    for suffix, content in contents.items():
+        _store.write_bytes(base.with_suffix(suffix), content)
+    return [base.with_suffix(suffix) for suffix in contents]
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be named from here."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _rendered(figure: "Figure", kind: str) -> bytes:
+    dateless = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=dateless[kind])
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
