@@ -15,13 +15,15 @@ Symbols, the same in code, docstrings and figures:
 Modules, and the only modules of the package that each may import:
 
     _validate    :
-    _trace       :
+    _jaxpr       :
+    _factors     :
+    _trace       : _factors, _jaxpr
     _store       :
-    kernels      : _trace, _validate
-    moments      : kernels, _validate
+    kernels      : _factors, _trace, _validate
+    moments      : _factors, kernels, _validate
     designs      : _validate
     _curves      : kernels, moments, designs, _validate
-    estimators   : _curves, kernels, moments, designs, _validate
+    estimators   : _curves, _factors, kernels, moments, designs, _validate
     problems     : _validate
 
 Importing this package changes no configuration of JAX.

@@ -27,7 +27,11 @@ def positive_integer(**named: Any) -> None:
 def integer(**named: Any) -> None:
     """Raise unless every value is an integer (``bool`` is not one)."""
     for name, value in named.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
+        try:
+            operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        if isinstance(value, bool):
             raise TypeError(f"{name} must be an integer, got {value!r}")
 
 
@@ -52,7 +56,7 @@ def one_of(options: Sequence[str], **named: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")
 
 
-def batch_sizes(sizes: np.ndarray[Any, Any], *, population_size: int) -> None:
+def batch_sizes(sizes: np.ndarray, *, population_size: int) -> None:
     """Raise unless ``sizes`` is a non-empty vector of integers in 1..population_size."""
     if sizes.ndim != 1 or sizes.size == 0:
         raise ValueError(f"batch_sizes must be a non-empty vector, got shape {sizes.shape}")

@@ -10,6 +10,7 @@ Their methods take the population size N. Imports ``_validate`` only.
 
 import itertools
 import math
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,13 +30,15 @@ WeightVector = tuple[Fraction, ...]
 class ExchangeableCovariance(NamedTuple):
     """Cov w = a I − c 11ᵀ, the form of every design that treats all examples alike.
 
+    Rational where the design's numbers are, so that what cancels on paper cancels here.
+
     Attributes:
-        a: ``identity``, the coefficient of the identity.
-        c: ``common``, what is subtracted everywhere.
+        identity: a, the coefficient of the identity.
+        common: c, what is subtracted everywhere.
     """
 
-    identity: float
-    common: float
+    identity: Fraction | float
+    common: Fraction | float
 
 
 @runtime_checkable
@@ -73,13 +76,14 @@ class WithReplacement:
 
     >>> design = WithReplacement(batch_size=2)
     >>> design.weight_covariance(4)
-    ExchangeableCovariance(identity=0.125, common=0.03125)
+    ExchangeableCovariance(identity=Fraction(1, 8), common=Fraction(1, 32))
     """
 
     batch_size: int
 
     def __post_init__(self) -> None:
         _validate.positive_integer(batch_size=self.batch_size)
+        object.__setattr__(self, "batch_size", operator.index(self.batch_size))  # exact arithmetic needs Python's
 
     def indices(self, key: Array, population_size: int) -> Int[Array, " m"]:
         """The M examples of one batch, shape (M,); its first M' entries are a batch of size M'."""
@@ -100,7 +104,7 @@ class WithReplacement:
         """Cov w = (1/M) (I/N − 11ᵀ/N²)."""
         _validate.positive_integer(population_size=population_size)
         N, M = population_size, self.batch_size
-        return ExchangeableCovariance(1 / (M * N), 1 / (M * N * N))
+        return ExchangeableCovariance(Fraction(1, M * N), Fraction(1, M * N**2))
 
     def support_size(self, population_size: int) -> int:
         """C(N + M − 1, M), the multisets of M examples."""
@@ -132,14 +136,15 @@ class WithoutReplacement:
         W. G. Cochran, *Sampling Techniques*, 3rd ed., Wiley 1977, theorems 2.1 and 2.2.
 
     >>> design = WithoutReplacement(batch_size=2)
-    >>> design.variance_factor(4) == 1 / 3
-    True
+    >>> design.variance_factor(4)
+    Fraction(1, 3)
     """
 
     batch_size: int
 
     def __post_init__(self) -> None:
         _validate.positive_integer(batch_size=self.batch_size)
+        object.__setattr__(self, "batch_size", operator.index(self.batch_size))  # exact arithmetic needs Python's
 
     def indices(self, key: Array, population_size: int) -> Int[Array, " m"]:
         """The M examples of one batch, shape (M,); its first M' entries are a batch of size M'."""
@@ -156,11 +161,11 @@ class WithoutReplacement:
         self._check(population_size)
         return np.full(population_size, 1 / population_size)
 
-    def variance_factor(self, population_size: int) -> float:
+    def variance_factor(self, population_size: int) -> Fraction:
         """c_M = (N−M)/(M(N−1)), and 0 for N = 1."""
         self._check(population_size)
         N, M = population_size, self.batch_size
-        return (N - M) / (M * max(N - 1, 1))
+        return Fraction(N - M, M * max(N - 1, 1))
 
     def weight_covariance(self, population_size: int) -> ExchangeableCovariance:
         """Cov w = c_M (I/N − 11ᵀ/N²)."""

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxsgd import _validate, designs, kernels, moments
+from jaxsgd import _factors, _validate, designs, kernels, moments
 from jaxsgd._curves import (
     DesignName,
     SquaredErrorLaw,
@@ -86,15 +86,14 @@ def exact(design: designs.Design, g: kernels.PerExampleGradients | moments.Gradi
     """
     m = moments.of(g)
     population_size = int(m.count)
-    covariance = design.weight_covariance(population_size)
-    total_mean_weight = design.mean_weights(population_size)[0] * population_size
+    covariance, mean_weights = design.weight_covariance(population_size), design.mean_weights(population_size)
+    if np.ptp(mean_weights) > 0:
+        raise ValueError(f"mean_weights of {design} must be equal for all examples, as its covariance is")
     identity = covariance.identity * population_size
-    common = covariance.common * population_size**2
-    variance = identity * m.trace_covariance(ddof=0)
-    if identity != common:  # a batch whose total weight is random carries the mean's size as well
-        variance = variance + (identity - common) * m.squared_mean_norm
+    of_total = identity - covariance.common * population_size**2  # 0 for a batch whose total weight is fixed
+    variance = float(identity) * m.trace_covariance(ddof=0) + float(of_total) * m.squared_mean_norm
     return Estimate(
-        mean=jax.tree.map(lambda leaf: float(total_mean_weight) * leaf, m.mean),
+        mean=jax.tree.map(lambda leaf: float(mean_weights[0] * population_size) * leaf, m.mean),
         variance=variance,
         standard_error=jnp.zeros_like(variance),
         num_draws=0,
@@ -176,7 +175,7 @@ def monte_carlo(
     totals = [_draw(design, g.count, key, chunk).sum(axis=0) for chunk in chunks]
     mean_weights = sum(totals[1:], totals[0]) / num_draws
     squared_errors = jnp.concatenate(
-        [_squared_errors(g, _draw(design, g.count, key, chunk) - mean_weights) for chunk in chunks]
+        [_squared_errors(g, _draw(design, g.count, key, chunk) - mean_weights[None]) for chunk in chunks]
     )
     terms = squared_errors * (num_draws / (num_draws - 1))
     return Estimate(
@@ -198,8 +197,6 @@ def _squared_errors(g: kernels.PerExampleGradients, deviations: Float[Array, "r 
     """‖Gᵀ d‖² for every row d."""
 
     def squared_norm(deviation: Float[Array, " n"]) -> Float[Array, ""]:
-        leaves = jax.tree.leaves(g.weighted_sum(deviation))
-        dtype = jnp.result_type(*leaves)
-        return sum((jnp.sum(leaf.astype(dtype) ** 2) for leaf in leaves), jnp.zeros((), dtype))
+        return _factors.total([jnp.sum(leaf**2) for leaf in jax.tree.leaves(g.weighted_sum(deviation))])
 
     return jax.lax.map(squared_norm, deviations, batch_size=64)

@@ -7,6 +7,7 @@ that object, computed in jitted code that keeps no more than the statistic needs
 Imports ``_trace`` (what a gradient is kept as) and ``_validate`` only; knows no sampling design.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import _trace, _validate
+from jaxsgd._factors import Factor, total
 
 Loss = Callable[[Any, Any], Any]
 
@@ -66,7 +68,7 @@ def per_example_gradients(loss_fn: Loss) -> Callable[[PyTree, PyTree], "PerExamp
 @partial(jax.jit, static_argnums=0)
 def trace_batch(loss_fn: Loss, params: PyTree, batch: PyTree) -> "PerExampleGradients":
     """``per_example_gradients(loss_fn)(params, batch)`` for arguments that were validated before."""
-    losses, factors = jax.vmap(partial(_trace.loss_and_factors, loss_fn), in_axes=(None, 0))(params, batch)
+    losses, factors = _trace.loss_and_factors(loss_fn, params, batch)
     return PerExampleGradients(losses, factors, jax.tree.structure(params))
 
 
@@ -81,7 +83,7 @@ class PerExampleGradients:
     """
 
     example_losses: Any
-    factors: tuple[_trace.Dense, ...]
+    factors: tuple[Factor, ...]
     structure: Any = field(metadata={"static": True})
 
     @property
@@ -129,24 +131,37 @@ class PerExampleGradients:
         """(1/n) Σ g_i², coordinate by coordinate, a pytree like ``params``."""
         return _second_moment(self)
 
+    def total_deviation(self) -> Float[Array, ""]:
+        """Σ ‖g_i − ḡ‖² = n tr Σ."""
+        return _total_deviation(self)
+
     def variance(self, *, ddof: int = 0) -> PyTree:
         """(1/(n − ddof)) Σ (g_i − ḡ)², coordinate by coordinate, a pytree like ``params``."""
         _validate.at_least(1 + ddof, **{"the number of examples": self.count})
-        return jax.tree.map(lambda total: total / (self.count - ddof), _sum_squared_deviations(self))
+        return jax.tree.map(lambda total: total / (self.count - ddof), _coordinate_deviations(self))
 
     def gram(self, other: "PerExampleGradients | None" = None) -> Float[Array, "n m"]:
         """K_ij = ⟨g_i, h_j⟩, shape (n, m), for the gradients h of ``other`` (of the same parameters), or of itself."""
-        other = self if other is None else other
+        if other is None:
+            return _own_gram(self)
         if (other.structure, other._shapes()) != (self.structure, self._shapes()):
             raise ValueError("other must hold gradients of the same parameters")
         return _gram(self, other)
 
     def materialize(self) -> PyTree:
         """All g_i, a pytree like ``params`` with a leading axis of n: n·P numbers."""
-        return self.structure.unflatten(factor.value for factor in self.factors)
+        return self.structure.unflatten(factor.materialize() for factor in self.factors)
+
+    def explain(self) -> str:
+        """What is kept for every parameter, one line each."""
+        indices = self.structure.unflatten(range(len(self.factors)))
+        return "\n".join(
+            f"params{jax.tree_util.keystr(path)} {self.factors[i].shape}: {self.factors[i].describe()}"
+            for path, i in jax.tree_util.tree_leaves_with_path(indices)
+        )
 
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(factor.value.shape[1:] for factor in self.factors)
+        return tuple(factor.shape for factor in self.factors)
 
 
 def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
@@ -173,77 +188,67 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
     raise ValueError(f"squared gradient norms overflow {dtype}: scale the loss down, or use float64 parameters")
 
 
-# The algebra. Each function is jitted once and takes the whole object, so one compilation serves all its parameters.
-
-
-def _rows(factor: _trace.Dense) -> Float[Array, "n p"]:
-    """The gradients of one parameter as rows, in the dtype that sums are accumulated in."""
-    value = factor.value
-    return value.reshape(value.shape[0], -1).astype(_accumulation_dtype(value.dtype))
-
-
-def _accumulation_dtype(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _centered(factor: _trace.Dense) -> Float[Array, "n p"]:
-    rows = _rows(factor)
-    return rows - rows.mean(axis=0, keepdims=True)
-
-
-def _total(parts: list[Shaped[Array, "..."]]) -> Any:
-    """The sum over parameters, whose dtypes may differ."""
-    dtype = jnp.result_type(*parts)
-    return sum(part.astype(dtype) for part in parts)
-
-
-def _like_params(g: PerExampleGradients, leaves: list[Array]) -> PyTree:
-    shaped = (leaf.reshape(shape) for leaf, shape in zip(leaves, g._shapes(), strict=True))
-    return g.structure.unflatten(shaped)
-
-
-_dot = partial(jnp.matmul, precision="highest")
+# Jitted once each, over the whole object, so that one compilation serves all its parameters.
 
 
 @jax.jit
 def _mean(g: PerExampleGradients) -> PyTree:
-    return _like_params(g, [_rows(factor).mean(axis=0) for factor in g.factors])
+    return g.structure.unflatten(factor.mean() for factor in g.factors)
 
 
 @jax.jit
 def _squared_norms(g: PerExampleGradients) -> Float[Array, " n"]:
-    return _total([jnp.sum(_rows(factor) ** 2, axis=1) for factor in g.factors])
+    return total([factor.squared_norms() for factor in g.factors])
 
 
 @jax.jit
 def _squared_deviations(g: PerExampleGradients) -> Float[Array, " n"]:
-    return _total([jnp.sum(_centered(factor) ** 2, axis=1) for factor in g.factors])
+    return total([factor.squared_deviations() for factor in g.factors])
+
+
+@jax.jit
+def _total_deviation(g: PerExampleGradients) -> Float[Array, ""]:
+    return total([factor.total_deviation() for factor in g.factors])
+
+
+@jax.jit
+def _coordinate_deviations(g: PerExampleGradients) -> PyTree:
+    return g.structure.unflatten(factor.coordinate_deviations() for factor in g.factors)
 
 
 @jax.jit
 def _inner_products(g: PerExampleGradients, direction: PyTree) -> Float[Array, " n"]:
-    rows = [_rows(factor) for factor in g.factors]
-    leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(direction)]
-    return _total([_dot(r, v.astype(r.dtype)) for r, v in zip(rows, leaves, strict=True)])
+    leaves = jax.tree.leaves(direction)
+    return total([f.inner_products(v) for f, v in zip(g.factors, leaves, strict=True)])
 
 
 @jax.jit
 def _weighted_sum(g: PerExampleGradients, weights: Float[Array, " n"]) -> PyTree:
-    rows = [_rows(factor) for factor in g.factors]
-    return _like_params(g, [_dot(weights.astype(r.dtype), r) for r in rows])
+    return g.structure.unflatten(factor.weighted_sum(weights) for factor in g.factors)
 
 
 @jax.jit
 def _second_moment(g: PerExampleGradients) -> PyTree:
-    return _like_params(g, [jnp.mean(_rows(factor) ** 2, axis=0) for factor in g.factors])
-
-
-@jax.jit
-def _sum_squared_deviations(g: PerExampleGradients) -> PyTree:
-    return _like_params(g, [jnp.sum(_centered(factor) ** 2, axis=0) for factor in g.factors])
+    return g.structure.unflatten(factor.second_moment() for factor in g.factors)
 
 
 @jax.jit
 def _gram(g: PerExampleGradients, other: PerExampleGradients) -> Float[Array, "n m"]:
-    pairs = zip(g.factors, other.factors, strict=True)
-    return _total([_dot(_rows(a), _rows(b).T) for a, b in pairs])
+    return total([a.gram(b) for a, b in zip(g.factors, other.factors, strict=True)])
+
+
+@jax.jit
+def _own_gram(g: PerExampleGradients) -> Float[Array, "n n"]:
+    """The symmetric Gram matrix: blocks of rows against what is right of them, the rest by reflection."""
+    edges = [*range(0, g.count, max(g.count // _GRAM_BLOCKS, _SMALLEST_GRAM_BLOCK)), g.count]
+    rows = [
+        _gram(jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], g), jax.tree.map(lambda leaf, a=a: leaf[a:], g))
+        for a, b in itertools.pairwise(edges)
+    ]
+    upper = jnp.concatenate([jnp.pad(row, ((0, 0), (a, 0))) for a, row in zip(edges[:-1], rows, strict=True)])
+    first_column = np.repeat(edges[:-1], np.diff(edges))
+    return jnp.where(np.arange(g.count)[None] >= first_column[:, None], upper, upper.T)
+
+
+_GRAM_BLOCKS = 4  # work falls to 10/16 of the full product; smaller blocks keep the cores less busy
+_SMALLEST_GRAM_BLOCK = 64

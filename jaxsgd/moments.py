@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _validate, kernels
+from jaxsgd import _factors, _validate, kernels
 
 
 @jax.tree_util.register_dataclass
@@ -96,7 +96,7 @@ def gradient_moments(
     >>> from jaxsgd import problems
     >>> loss_fn, params, data = problems.line_fit()
     >>> m = gradient_moments(loss_fn, params, data, chunk_size=3)
-    >>> int(m.count), float(m.trace_covariance(ddof=0)), round(float(m.squared_mean_norm), 4)
+    >>> int(m.count), round(float(m.trace_covariance(ddof=0)), 4), round(float(m.squared_mean_norm), 4)
     (4, 15.75, 1.25)
     """
     _validate.floating_leaves(params=params)
@@ -119,6 +119,7 @@ def gradient_moments(
             size = min(chunk_size, population_size - start)
             chunk = jax.tree.map(lambda a, at=start, n=size: a[at : at + n], data)
             kernels.require_finite(kernels.trace_batch(loss_fn, params, chunk), start)
+        raise _overflow(total)
     return total
 
 
@@ -130,8 +131,11 @@ def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
     """
     if isinstance(g, GradientMoments):
         return g
-    kernels.require_finite(g)
-    return _of(g, False)
+    m = _of(g, False)
+    if not isinstance(m.count, jax.core.Tracer) and not _is_finite(m):
+        kernels.require_finite(g)
+        raise _overflow(m)
+    return m
 
 
 def merge(first: GradientMoments, second: GradientMoments) -> GradientMoments:
@@ -179,6 +183,7 @@ def _stream(loss_fn: kernels.Loss, params: PyTree, batches: Iterator[PyTree], pe
         total = _add_chunk(loss_fn, size, params, *_chunk(batch, 0, size), total)
         if not _is_finite(total):
             kernels.require_finite(kernels.trace_batch(loss_fn, params, batch), seen)
+            raise _overflow(total)
         seen += size
     if total is None:
         raise ValueError("data must have at least one batch, got an empty iterator")
@@ -211,12 +216,12 @@ def _add_chunk(
 
 
 def _of(g: kernels.PerExampleGradients, per_coordinate: bool) -> GradientMoments:
-    deviations, losses = g.squared_deviations(), g.losses()
+    losses = g.losses()
     return GradientMoments(
         count=jnp.asarray(g.count),
         mean=g.mean(),
-        mean_loss=losses.mean(dtype=jnp.promote_types(losses.dtype, jnp.float32)),
-        sum_squared_deviations=deviations.sum(),
+        mean_loss=_factors.accumulated(losses).mean(),
+        sum_squared_deviations=g.total_deviation(),
         coordinate_sums=jax.tree.map(lambda v: v * g.count, g.variance(ddof=0)) if per_coordinate else None,
     )
 
@@ -233,10 +238,13 @@ def _empty(params: PyTree, batch: PyTree, loss_fn: kernels.Loss, per_coordinate:
 
 
 def _is_finite(m: GradientMoments) -> bool:
-    return bool(jnp.isfinite(m.sum_squared_deviations))
+    return bool(jnp.isfinite(m.sum_squared_deviations) & jnp.isfinite(m.squared_mean_norm))
+
+
+def _overflow(m: GradientMoments) -> ValueError:
+    dtype = m.sum_squared_deviations.dtype
+    return ValueError(f"sums of squared gradients overflow {dtype}: scale the loss down, or use float64 parameters")
 
 
 def _squared_norm(tree: PyTree) -> Float[Array, ""]:
-    parts = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
-    dtype = jnp.result_type(*parts)
-    return sum((part.astype(dtype) for part in parts), jnp.zeros((), dtype))
+    return _factors.total([jnp.sum(_factors.accumulated(leaf) ** 2) for leaf in jax.tree.leaves(tree)])

@@ -165,11 +165,11 @@ def _dense_layer(key: Array, inputs: int, outputs: int) -> dict[str, Array]:
     }
 
 
-def _standardize(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _standardize(values: np.ndarray) -> np.ndarray:
     return (values - values.mean(axis=0)) / values.std(axis=0)
 
 
-def _load(name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _load(name: str) -> tuple[np.ndarray, np.ndarray]:
     x, y = getattr(_datasets(), f"load_{name}")(return_X_y=True)
     return x, y
 

@@ -131,6 +131,7 @@ def test_subset_of_own_data_is_announced(tmp_path, capsys):
         ({"x": np.ones((8, 2)), "y": np.array(["a"] * 8)}, "data must be numbers"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_bad_data_is_refused_by_name(tmp_path, arrays, message, capsys):
     np.savez(tmp_path / "own.npz", **arrays)
     assert _harness.main([HEADLINE, *SMALL, "--data", str(tmp_path / "own.npz"), "--out", str(tmp_path / "out")]) == 2

@@ -1,0 +1,242 @@
+"""A traced function as a graph of values: flat, walkable backwards, and evaluated on demand.
+
+JAX's own representation nests calls (``jit``, ``jax.checkpoint``, functions with custom derivatives) and runs from
+the first equation to the last. :func:`trace` inlines the calls, so that the equation which produces a value is always
+in sight, and :func:`evaluate` runs only what the requested values need. A value inside the body of a ``scan`` can be
+requested too, stacked over its iterations: see :meth:`Scan.stack`.
+
+This is the only module that touches the internals of JAX; what differs between its versions is at the bottom.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Literal
+
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
+
+
+class Value:
+    """One array of the graph: an input, a constant, or an output of an operation."""
+
+    __slots__ = ("aval", "constant", "operation")
+
+    def __init__(self, aval: Any, operation: "Operation | None" = None, constant: Any = None):
+        self.aval = aval
+        self.operation = operation
+        self.constant = constant
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.aval.shape)
+
+
+class Operation:
+    """One equation: a primitive applied to values."""
+
+    def __init__(self, order: int, equation: Any, inputs: list[Value]):
+        self.order = order
+        self.name: str = equation.primitive.name
+        self.primitive = equation.primitive
+        self.params: dict[str, Any] = equation.params
+        self.inputs = inputs
+        self.outputs = [Value(variable.aval, self) for variable in equation.outvars]
+        self.has_effects = bool(equation.effects)
+
+    def run(self, values: dict[Value, Any], requested: set[Value]) -> None:
+        """Compute the outputs from the values of the inputs, and add them to ``values``."""
+        del requested
+        arguments = [read(values, value) for value in self.inputs]
+        out = self.primitive.bind(*arguments, **self.primitive.get_bind_params(self.params))
+        values.update(zip(self.outputs, out if self.primitive.multiple_results else [out], strict=True))
+
+    def dependencies(self, requested: set[Value]) -> Iterable[Value]:
+        """The values that the requested outputs need."""
+        del requested
+        return self.inputs
+
+
+class Graph:
+    """Inputs, outputs, and the operations between them in a valid order."""
+
+    def __init__(self, closed_jaxpr: Any):
+        self.inputs = [Value(variable.aval) for variable in closed_jaxpr.jaxpr.invars]
+        self.effectful: list[Operation] = []  # a print or a callback runs, whether or not a value needs it
+        self._count = 0
+        self.outputs = self._inline(closed_jaxpr, self.inputs)
+
+    def _inline(self, closed_jaxpr: Any, arguments: Sequence[Value]) -> list[Value]:
+        jaxpr = closed_jaxpr.jaxpr
+        values = dict(zip(jaxpr.invars, arguments, strict=True))
+        constants = zip(jaxpr.constvars, closed_jaxpr.consts, strict=True)
+        values |= {variable: Value(variable.aval, constant=constant) for variable, constant in constants}
+
+        def lookup(atom: Any) -> Value:
+            return Value(atom.aval, constant=atom.val) if isinstance(atom, Literal) else values[atom]
+
+        for equation in jaxpr.eqns:
+            inputs = [lookup(atom) for atom in equation.invars]
+            inner = _called(equation)
+            if inner is not None:
+                outputs = self._inline(inner, inputs)
+            else:
+                self._count += 1
+                kind = Scan if equation.primitive.name == "scan" else Operation
+                operation = kind(self._count, equation, inputs)
+                outputs = operation.outputs
+                if operation.has_effects:
+                    self.effectful.append(operation)
+            values.update(zip(equation.outvars, outputs, strict=True))
+        return [lookup(atom) for atom in jaxpr.outvars]
+
+
+class Scan(Operation):
+    """A ``scan``, whose body is a graph of its own."""
+
+    def __init__(self, order: int, equation: Any, inputs: list[Value]):
+        super().__init__(order, equation, inputs)
+        self.body = Graph(self.params["jaxpr"])
+        num_consts, num_carry = _scan_arity(self.params, len(inputs))
+        self.consts, self.initial, self.xs = _split(inputs, num_consts, num_carry)
+        self.body_consts, self.body_carry, self.body_xs = _split(self.body.inputs, num_consts, num_carry)
+        self.final, self.ys = self.outputs[:num_carry], self.outputs[num_carry:]
+        self.body_final, self.body_ys = self.body.outputs[:num_carry], self.body.outputs[num_carry:]
+        self._stacks: dict[Value, Value] = {}
+
+    @property
+    def length(self) -> int:
+        """How many iterations there are."""
+        return int(self.params["length"])
+
+    def stack(self, inner: Value) -> Value:
+        """A value of the body as a value of the graph, with a leading axis of ``length``."""
+        if inner not in self._stacks:
+            shape = (self.length, *inner.shape)
+            self._stacks[inner] = Value(jax.core.ShapedArray(shape, inner.aval.dtype), self)
+        return self._stacks[inner]
+
+    def _plan(self, requested: set[Value]) -> tuple[list[int], dict[Value, Value], list[Value]]:
+        """Which carries must be kept, what is stacked, and which values of the body that takes."""
+        stacked = {out: inner for out, inner in zip(self.ys, self.body_ys, strict=True) if out in requested}
+        stacked |= {out: inner for inner, out in self._stacks.items() if out in requested}
+        kept = [c for c, out in enumerate(self.final) if out in requested]
+        while True:
+            wanted = [*stacked.values(), *(self.body_final[c] for c in kept)]
+            leaves: set[Value] = set()
+            _needed(wanted, self.body.effectful, (), leaves)
+            more = [c for c, carry in enumerate(self.body_carry) if carry in leaves and c not in kept]
+            if not more:
+                return kept, stacked, [value for value in self.body.inputs if value in leaves]
+            kept += more
+
+    def dependencies(self, requested: set[Value]) -> Iterable[Value]:
+        """The consts, initial carries and scanned arrays that the requested outputs need."""
+        kept, _, leaves = self._plan(requested)
+        outer = dict(zip(self.body.inputs, self.inputs, strict=True))
+        return [*(outer[leaf] for leaf in leaves), *(self.initial[c] for c in kept)]
+
+    def run(self, values: dict[Value, Any], requested: set[Value]) -> None:
+        """Run the loop for the requested outputs only."""
+        kept, stacked, leaves = self._plan(requested)
+        needed = set(leaves)
+        outer = dict(zip(self.body.inputs, self.inputs, strict=True))
+        consts = {value: read(values, outer[value]) for value in self.body_consts if value in needed}
+        scanned = [value for value in self.body_xs if value in needed]
+
+        def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
+            known = consts | dict(zip((self.body_carry[c] for c in kept), carry, strict=True))
+            known |= dict(zip(scanned, xs, strict=True))
+            wanted = [*(self.body_final[c] for c in kept), *stacked.values()]
+            results = evaluate(wanted, known, self.body.effectful)
+            return results[: len(kept)], results[len(kept) :]
+
+        final, ys = jax.lax.scan(
+            step,
+            [read(values, self.initial[c]) for c in kept],
+            [read(values, outer[value]) for value in scanned],
+            length=self.length,
+            reverse=self.params["reverse"],
+            unroll=self.params["unroll"],
+        )
+        values.update(zip((self.final[c] for c in kept), final, strict=True))
+        values.update(zip(stacked, ys, strict=True))
+
+
+def trace(function: Callable[..., Any], *arguments: Any) -> Graph:
+    """The graph of ``function(*arguments)``; arguments are pytrees of anything with a shape and a dtype.
+
+    Inputs and outputs are the leaves of the arguments and of the result.
+    """
+    return Graph(jax.make_jaxpr(function)(*arguments))
+
+
+def evaluate(requested: Sequence[Value], known: dict[Value, Any], effectful: Sequence[Operation] = ()) -> list[Any]:
+    """Compute the requested values from the known ones; run the ``effectful`` operations too."""
+    values = dict(known)
+    needed = _needed(requested, effectful, known.keys())
+    for operation in sorted(needed, key=lambda operation: operation.order):
+        operation.run(values, needed[operation])
+    return [read(values, value) for value in requested]
+
+
+def read(values: dict[Value, Any], value: Value) -> Any:
+    """The array of a value that is known or constant."""
+    return value.constant if value.constant is not None else values[value]
+
+
+def _needed(
+    requested: Iterable[Value],
+    effectful: Iterable[Operation],
+    known: Iterable[Value],
+    inputs: set[Value] | None = None,
+) -> dict[Operation, set[Value]]:
+    """The operations that must run, each with the outputs wanted of it; ``inputs`` collects what they read.
+
+    What a scan needs depends on what is wanted of it, so operations are visited from the last to the first: all users
+    of an output come before its producer.
+    """
+    wanted: dict[Operation, set[Value]] = {operation: set() for operation in effectful}
+    known = set(known)
+    visited: dict[Operation, set[Value]] = {}
+
+    def want(value: Value) -> None:
+        if value in known:
+            return
+        if value.operation is not None:
+            wanted.setdefault(value.operation, set()).add(value)
+        elif value.constant is None and inputs is not None:
+            inputs.add(value)
+
+    for value in requested:
+        want(value)
+    while wanted:
+        operation = max(wanted, key=lambda operation: operation.order)
+        visited[operation] = wanted.pop(operation)
+        for value in operation.dependencies(visited[operation]):
+            want(value)
+    return visited
+
+
+def _split(values: list[Value], first: int, second: int) -> tuple[list[Value], list[Value], list[Value]]:
+    return values[:first], values[first : first + second], values[first + second :]
+
+
+# What differs between versions of JAX.
+
+
+def _called(equation: Any) -> Any:
+    """The function that an equation calls, or None if it calls none that can be inlined."""
+    if equation.primitive.name not in _CALLS:
+        return None
+    inner = next(equation.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params)
+    return inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ())
+
+
+def _scan_arity(params: dict[str, Any], num_inputs: int) -> tuple[int, int]:
+    """How many of a scan's inputs are constants, and how many carries."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].update(list(range(num_inputs))).unpack()
+    return len(list(consts)), len(list(carry))

@@ -1,0 +1,305 @@
+"""Every way to be refused by the package, with the message: the argument, its value and the rule."""
+
+import sys
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from own_designs import Bernoulli, Unequal
+from registry import gradients_given, linear_loss, measured
+
+import jaxsgd
+from jaxsgd import _store, designs, estimators, moments, problems
+
+KEY = jax.random.key(0)
+ONE = jnp.asarray(1.0)
+G = measured(problems.line_fit())
+PAIR = measured(gradients_given([[1.0, 2.0], [3.0, 4.0]]))
+TWO_BY_TWO = jnp.ones((2, 2))
+LARGE = gradients_given([1.5e19, -1.5e19] * 2, jnp.float32)
+
+
+class Broken(Bernoulli):
+    """A design whose support is the list ``p``, of (probability, weights)."""
+
+    def support_size(self, population_size: int) -> int:
+        return len(self.p)
+
+    def support(self, population_size: int) -> Iterator[Any]:
+        yield from self.p
+
+    def __repr__(self) -> str:
+        return "Broken"
+
+
+def gradients(loss_fn: Any = linear_loss, params: Any = ONE, batch: Any = (1.0, 2.0)) -> Any:
+    batch = jnp.asarray(batch) if isinstance(batch, tuple) else batch
+    return jaxsgd.per_example_gradients(loss_fn)(params, batch)
+
+
+def two_leaves(params: Any, example: Any) -> Any:
+    return params["a"] * example["x"] + params["b"] * jnp.log(example["x"])
+
+
+def bad_data(**options: Any) -> Any:
+    """log(0) in example 5, for the parameter b."""
+    x = jnp.arange(5.0, -1.0, -1.0)
+    data = iter([{"x": x[:4]}, {"x": x[4:]}]) if options.pop("iterate", False) else {"x": x}
+    return jaxsgd.gradient_moments(two_leaves, {"a": ONE, "b": ONE}, data, **options)
+
+
+def curve(batch_sizes: Any, **options: Any) -> Any:
+    return estimators.variance_curve(G, batch_sizes, **options)
+
+
+def network(x: Any = ((1.0, 2.0), (3.0, 4.0)), y: Any = (0, 1), **options: Any) -> Any:
+    return problems.mlp(np.asarray(x), np.asarray(y), key=KEY, **options)
+
+
+def merged(first: bool, second: bool) -> Any:
+    a, b = (jaxsgd.gradient_moments(*problems.line_fit(), per_coordinate=each) for each in (first, second))
+    return moments.merge(a, b)
+
+
+def stored(folder: Path, write: Callable[[Path], Any]) -> Any:
+    write(folder / "a.npz")
+    return _store.read_arrays(folder / "a.npz")
+
+
+def write_pickle(path: Path) -> None:
+    np.savez(path, a=np.array([{}], dtype=object))
+
+
+def write_one_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.ones(2))
+
+
+def without_sklearn(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    return problems.diabetes_regression()
+
+
+# (exception, its message with " … " for what is left out, the call given tmp_path and monkeypatch)
+Case = tuple[type[Exception], str, Callable[[Any, Any], Any]]
+CASES: list[Case] = [
+    (ValueError, "batch_size must be at least 1, got 0", lambda *_: designs.WithReplacement(0)),
+    (ValueError, "batch_size must be at least 1, got -3", lambda *_: designs.WithoutReplacement(-3)),
+    (ValueError, "population_size must be at least 1, got 0", lambda *_: designs.WithReplacement(1).support_size(0)),
+    (ValueError, "hidden must be at least 1, got 0", lambda *_: network(hidden=0)),
+    (TypeError, "batch_size must be an integer, got 2.5", lambda *_: designs.WithReplacement(2.5)),
+    (TypeError, "batch_size must be an integer, got True", lambda *_: designs.WithReplacement(True)),
+    (TypeError, "batch_size must be an integer, got array([2])", lambda *_: designs.WithReplacement(np.array([2]))),
+    (TypeError, "batch_size must be an integer, got array(2.)", lambda *_: designs.WithReplacement(np.array(2.0))),
+    (TypeError, "chunk_size must be an integer, got '3'", lambda *_: bad_data(chunk_size="3")),
+    (
+        ValueError,
+        "num_draws must be at least 2, got 1",
+        lambda *_: estimators.monte_carlo(designs.WithReplacement(1), G, key=KEY, num_draws=1),
+    ),
+    (
+        ValueError,
+        "num_draws must be at least 2, got 1",
+        lambda *_: estimators.monte_carlo_curve(G, key=KEY, num_draws=1),
+    ),
+    (
+        ValueError,
+        "the number of examples must be at least 2, got 1",
+        lambda *_: gradients(batch=(1.0,)).variance(ddof=1),
+    ),
+    (
+        ValueError,
+        "the number of examples must be at least 2, got 1",
+        lambda *_: moments.of(gradients(batch=(1.0,))).trace_covariance(ddof=1),
+    ),
+    (
+        ValueError,
+        "batch_size must be at most the population size 4, got 5",
+        lambda *_: estimators.exact(designs.WithoutReplacement(5), G),
+    ),
+    (
+        ValueError,
+        "batch_size must be at most the population size 4, got 5",
+        lambda *_: estimators.monte_carlo(designs.WithoutReplacement(5), G, key=KEY, num_draws=2),
+    ),
+    (
+        ValueError,
+        "design must be one of with_replacement, without_replacement, got 'poisson'",
+        lambda *_: curve(None, design="poisson"),
+    ),
+    (ValueError, "activation must be one of sigmoid, tanh, relu, got 'gelu'", lambda *_: network(activation="gelu")),
+    (ValueError, "batch_sizes must be a non-empty vector, got shape (0,)", lambda *_: curve([])),
+    (ValueError, "batch_sizes must be a non-empty vector, got shape ()", lambda *_: curve(3)),
+    (TypeError, "batch_sizes must be integers, got dtype float64", lambda *_: curve([1.5])),
+    (ValueError, "batch_sizes must lie between 1 and the population size 4, got 5", lambda *_: curve([1, 5])),
+    (ValueError, "batch_sizes must lie between 1 and the population size 4, got 0", lambda *_: curve([0, 1])),
+    (
+        TypeError,
+        "key must be a key such as jax.random.key(0), got 0 of type int",
+        lambda *_: designs.WithReplacement(1).weights(0, 4),
+    ),
+    (
+        TypeError,
+        "key must be a key such as jax.random.key(0), got an array of shape (2,) and dtype uint32",
+        lambda *_: estimators.monte_carlo_curve(G, key=jax.random.PRNGKey(0), num_draws=2),
+    ),
+    (
+        TypeError,
+        "key must be a key such as jax.random.key(0), got an array of shape (3,) and dtype key<fry>",
+        lambda *_: problems.digits_mlp(key=jax.random.split(KEY, 3)),
+    ),
+    (
+        ValueError,
+        "the support of Broken must be a non-empty vector, got shape (0,)",
+        lambda *_: estimators.enumerate_batches(Broken(()), G),
+    ),
+    (
+        ValueError,
+        "the support of Broken must be non-negative, got -0.5",
+        lambda *_: estimators.enumerate_batches(Broken(((1.5, (1, 0)), (-0.5, (0, 1)))), PAIR),
+    ),
+    (
+        ValueError,
+        "the support of Broken must sum to one, got a sum of 0.75",
+        lambda *_: estimators.enumerate_batches(Broken(((0.5, (1, 0)), (0.25, (0, 1)))), PAIR),
+    ),
+    (
+        ValueError,
+        "max_batches must be at least 6 to enumerate WithoutReplacement(batch_size=2), got 5",
+        lambda *_: estimators.enumerate_batches(designs.WithoutReplacement(2), G, max_batches=5),
+    ),
+    # A mean scaled by the first weight alone would be wrong in silence.
+    (
+        ValueError,
+        "mean_weights",
+        lambda *_: estimators.exact(Unequal(Fraction(1)), measured(gradients_given([1.0, 2.0, 7.0]))),
+    ),
+    (ValueError, "x must be finite, got nan in example 1", lambda *_: network(((1.0, 2.0), (3.0, np.nan)))),
+    (ValueError, "y must be finite, got inf in example 0", lambda *_: network(y=(np.inf, 1.0))),
+    (ValueError, "y must be a vector of labels, got shape (2, 1)", lambda *_: network(y=((0,), (1,)))),
+    (ValueError, "y must be labels 0, 1, 2, ..., got -1", lambda *_: network(y=(0, -1))),
+    (
+        ImportError,
+        "this problem's data comes with scikit-learn: pip install 'jaxsgd[experiments]'",
+        lambda _, monkeypatch: without_sklearn(monkeypatch),
+    ),
+    (ValueError, "params must have at least one array, got {}", lambda *_: gradients(params={})),
+    (
+        TypeError,
+        "params must be a pytree of arrays, but params['f'] is <built-in function sum> of type "
+        "builtin_function_or_method; … as in `arrays, static = eqx.partition(model, eqx.is_inexact_array)`",
+        lambda *_: gradients(params={"f": sum}),
+    ),
+    (
+        TypeError,
+        "params must be a pytree of arrays, but params is 1.0 of type float",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, 1.0, TWO_BY_TWO),
+    ),
+    (
+        TypeError,
+        "params must be real floating-point arrays, but params[0] has dtype int64",
+        lambda *_: gradients(params=[jnp.asarray(1)]),
+    ),
+    (
+        TypeError,
+        "params must be real floating-point arrays, but params has dtype complex128",
+        lambda *_: gradients(params=jnp.asarray(1j)),
+    ),
+    (ValueError, "batch must have at least one array, got {}", lambda *_: gradients(batch={})),
+    (
+        TypeError,
+        "batch must be a pytree of arrays, but batch['n'] is 3 of type int",
+        lambda *_: gradients(batch={"x": TWO_BY_TWO, "n": 3}),
+    ),
+    (TypeError, "batch must be numbers, but batch has dtype <U1", lambda *_: gradients(batch=np.array(["a"]))),
+    (
+        ValueError,
+        "data must have examples along the first axis of every array, but data is a scalar",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, ONE),
+    ),
+    (
+        ValueError,
+        "batch must have equally many examples in every array, but batch['x'] has 2, batch['y'] has 3",
+        lambda *_: gradients(batch={"x": TWO_BY_TWO, "y": jnp.ones(3)}),
+    ),
+    (
+        ValueError,
+        "data must have at least one example, got 0",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, jnp.ones((0, 2))),
+    ),
+    (TypeError, "loss_fn must be a function, got 3 of type int", lambda *_: gradients(3)),
+    (
+        ValueError,
+        "loss_fn failed on one example (example: (2,)): ValueError: axis 1 is out of bounds … "
+        "loss_fn takes ONE example, without the batch axis; was it written for a batch?",
+        lambda *_: gradients(lambda p, x: jnp.sum(p * x, axis=1)[0], batch=TWO_BY_TWO),
+    ),
+    (
+        TypeError,
+        "loss_fn must return one scalar, got PyTreeDef((*, *)) for one example (example: ())",
+        lambda *_: gradients(lambda p, x: (p * x, x)),
+    ),
+    (
+        ValueError,
+        "loss_fn must return a scalar for one example (example: (2,)), got shape (2,); "
+        "it is given ONE example, without the batch axis",
+        lambda *_: gradients(lambda p, x: p * x, batch=TWO_BY_TWO),
+    ),
+    (
+        TypeError,
+        "loss_fn must return a real floating-point number, got dtype int64",
+        lambda *_: jaxsgd.gradient_moments(lambda *_: jnp.asarray(1), ONE, TWO_BY_TWO),
+    ),
+    (
+        ValueError,
+        "direction must have the structure of params, PyTreeDef({'b': *, 'm': *}), got PyTreeDef({'m': *})",
+        lambda *_: G.inner_products({"m": ONE}),
+    ),
+    (
+        ValueError,
+        "direction must have the shapes of params, but direction['m'] has shape (2,), not ()",
+        lambda *_: G.inner_products({"m": jnp.ones(2), "b": ONE}),
+    ),
+    (ValueError, "weights must have shape (4,), got (3,)", lambda *_: G.weighted_sum(jnp.ones(3))),
+    (ValueError, "other must hold gradients of the same parameters", lambda *_: G.gram(PAIR)),
+    (ValueError, "gradients must be finite, got -inf for example 5 in params['b']", lambda *_: bad_data()),
+    (ValueError, "gradients must be finite, got -inf for example 5 in params['b']", lambda *_: bad_data(chunk_size=4)),
+    (ValueError, "gradients must be finite, got -inf for example 5 in params['b']", lambda *_: bad_data(iterate=True)),
+    (
+        ValueError,
+        "squared gradient norms overflow float32: scale the loss down, or use float64 parameters",
+        lambda *_: moments.of(measured(gradients_given([1e30], jnp.float32))),
+    ),
+    # Every gradient is finite, and its squared norm, but the sum is not: an infinite variance must not pass.
+    (ValueError, "overflow", lambda *_: moments.of(measured(LARGE))),
+    (ValueError, "overflow", lambda *_: jaxsgd.gradient_moments(*LARGE)),
+    (ValueError, "overflow", lambda *_: jaxsgd.gradient_moments(*LARGE[:2], iter([LARGE.data, LARGE.data]))),
+    (
+        ValueError,
+        "chunk_size must be None for an iterator of batches, got 2",
+        lambda *_: bad_data(iterate=True, chunk_size=2),
+    ),
+    (
+        ValueError,
+        "data must have at least one batch, got an empty iterator",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, iter([])),
+    ),
+    (
+        ValueError,
+        "variance must be asked for: gradient_moments(..., per_coordinate=True)",
+        lambda *_: moments.of(G).variance(),
+    ),
+    (
+        ValueError,
+        "second must have per-coordinate sums if and only if first does",
+        lambda *_: merged(True, False),
+    ),
+    (FileNotFoundError, "there is no file … nowhere.npz", lambda folder, _: _store.read_arrays(folder / "nowhere.npz")),
+    (ValueError, "a.npz is not a readable .npz file: Object arrays", lambda folder, _: stored(folder, write_pickle)),
+    (ValueError, "a.npz is not a readable .npz file: it holds one array", lambda f, _: stored(f, write_one_array)),
+]

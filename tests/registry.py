@@ -1,0 +1,104 @@
+"""Problems and designs that every property test meets: add one here, and it is tested everywhere.
+
+Each problem can fail in its own way: asymmetric data with unequal norms (a symmetric sample hides a wrong third
+moment), a mean gradient of zero (a tolerance relative to it accepts nothing), more parameters than examples (a
+covariance in place of a Gram matrix), repeated rows, equal rows (a variance below zero), parameters of every odd
+shape, data that are not floats, one example only.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsgd import PerExampleGradients, designs, per_example_gradients, problems
+from jaxsgd.problems import Problem
+
+EX_B = (1, 2, 4, 7, 11, 17)  # scalar gradients whose moments are known: mean 7, variance 31
+
+DESIGNS: dict[str, Callable[[int], Any]] = {
+    "with_replacement": designs.WithReplacement,
+    "without_replacement": designs.WithoutReplacement,
+}
+
+
+def linear_loss(params: jax.Array, example: jax.Array) -> jax.Array:
+    """⟨θ, x⟩: the gradient of an example is the example."""
+    return jnp.sum(params * example)
+
+
+def gradients_given(rows: Any, dtype: Any = float) -> Problem:
+    """A problem whose per-example gradients are the given rows."""
+    data = jnp.asarray(rows, dtype)
+    return Problem(linear_loss, jnp.zeros(data.shape[1:], dtype), data)
+
+
+def measured(problem: Problem) -> PerExampleGradients:
+    return per_example_gradients(problem.loss_fn)(problem.params, problem.data)
+
+
+def skewed(*shape: int, seed: int = 0) -> np.ndarray:
+    """Asymmetric numbers of mean 1/2."""
+    return np.random.default_rng(seed).exponential(size=shape) - 0.5
+
+
+def take(problem: Problem, rows: Any) -> Problem:
+    """The same problem on some of its examples."""
+    return problem._replace(data=jax.tree.map(lambda a: a[np.asarray(rows)], problem.data))
+
+
+def network(activation: str = "tanh") -> Problem:
+    """A regression network with 26 parameters and 7 examples, one of them near zero in norm."""
+    inputs, targets = skewed(7, 3), skewed(7, 2, seed=1) * np.arange(1, 8)[:, None]
+    return problems.mlp(inputs, targets, key=jax.random.key(1), hidden=4, activation=activation)
+
+
+def classifier() -> Problem:
+    labels = np.array([0, 2, 1, 1, 0])
+    return problems.mlp(skewed(5, 2, 2), labels, key=jax.random.key(2), hidden=3)
+
+
+def odd_leaves() -> Problem:
+    """Scalar, empty and unused parameters; integers and random keys among the data."""
+    params = {
+        "layers": [jnp.asarray(skewed(2, 3)), jnp.asarray(skewed(4, seed=1))],
+        "scale": jnp.asarray(0.7),
+        "empty": jnp.zeros((0,)),
+        "unused": jnp.ones((2, 1)),
+    }
+    data = {
+        "x": jnp.asarray(skewed(6, 3, seed=2)),
+        "label": jnp.asarray([0, 3, 3, 1, 0, 2]),
+        "key": jax.random.split(jax.random.key(3), 6),
+    }
+    return Problem(_odd_loss, params, data)
+
+
+def _odd_loss(params: Any, example: Any) -> jax.Array:
+    weights, offsets = params["layers"]
+    augmented = example["x"] + 0.1 * jax.random.normal(example["key"], (3,))
+    score = jnp.sum(jnp.tanh(weights @ augmented)) + offsets[example["label"]]
+    return params["scale"] * score**2 + jnp.sum(params["empty"])
+
+
+def diabetes_rows() -> Problem:
+    problem = take(problems.diabetes_regression(), range(40))
+    return problem._replace(params=jnp.linspace(-0.2, 0.3, 10))
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "line_fit": problems.line_fit,
+    "line_fit_at_zero": lambda: problems.line_fit(0.0, 0.0),
+    "line_fit_at_optimum": lambda: problems.line_fit(1.1, 1.1),
+    "scalar_gradients": lambda: gradients_given(EX_B),
+    "tanh_network": network,
+    "relu_network": lambda: network("relu"),
+    "classifier": classifier,
+    "diabetes_rows": diabetes_rows,
+    "repeated_rows": lambda: take(problems.line_fit(), [1, 2, 2, 3, 3, 3]),
+    "equal_rows": lambda: take(problems.line_fit(), [2] * 7),
+    "odd_leaves": odd_leaves,
+    "one_example": lambda: take(problems.line_fit(), [2]),
+}

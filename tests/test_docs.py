@@ -1,0 +1,88 @@
+"""What the documentation shows is what happens, and everything public is documented."""
+
+import ast
+import doctest
+import importlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxsgd
+
+PACKAGE = Path(jaxsgd.__file__).parent
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+PUBLIC = [name for name in MODULES if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests_under_strict_switches(name: str) -> None:
+    """With float64 and every check of the tests turned on."""
+    module, output = importlib.import_module(f"jaxsgd.{name}"), io.StringIO()
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for test in doctest.DocTestFinder().find(module):
+        runner.run(test, out=output.write)
+    assert runner.failures == 0, output.getvalue()
+    shown = (PACKAGE / f"{name}.py").read_text(encoding="utf-8").count(">>> ")
+    assert runner.tries == shown, "an example is not collected"
+
+
+AS_A_READER = """
+import doctest, importlib, sys
+failed = [name for name in sys.argv[1:] if doctest.testmod(importlib.import_module(name)).failed]
+sys.exit(bool(failed))
+"""
+
+
+def run(*arguments: str) -> None:
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_doctests_as_a_reader_runs_them() -> None:
+    """In float32 and with JAX's defaults. Catches an output that holds under the tests' switches only."""
+    run("-c", AS_A_READER, *(f"jaxsgd.{name}" for name in MODULES))
+
+
+def test_readme_examples_as_a_reader_runs_them() -> None:
+    """Catches a README that shows nothing, or something else than what comes out."""
+    assert ">>> " in (ROOT / "README.md").read_text(encoding="utf-8"), "README.md shows no example"
+    run("-m", "doctest", "README.md")
+
+
+def test_every_name_offered_exists() -> None:
+    for module in (jaxsgd, *(importlib.import_module(f"jaxsgd.{name}") for name in PUBLIC)):
+        for name in getattr(module, "__all__", ()):
+            assert hasattr(module, name), f"{module.__name__} offers {name}, which does not exist"
+
+
+def undocumented(body: list[ast.stmt], prefix: str) -> list[str]:
+    """Public functions, classes and methods without a docstring."""
+    missing = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            name = f"{prefix}.{node.name}"
+            if not ast.get_docstring(node):
+                missing.append(name)
+            if isinstance(node, ast.ClassDef):
+                missing += undocumented(node.body, name)
+    return missing
+
+
+@pytest.mark.parametrize("name", [*MODULES, "__init__"])
+def test_everything_public_is_documented(name: str) -> None:
+    """Catches a new name without a word about it, in private modules too, whose names are re-exported."""
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{name} has no docstring"
+    assert undocumented(tree.body, name) == []

@@ -1,0 +1,104 @@
+"""Files are whole or not there, equal arrays give equal bytes, and what cannot be read is refused."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxsgd import _store
+
+ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array([1, 2, 3]), "empty": np.zeros((0, 2))}
+
+
+def test_arrays_survive(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "x.npz"
+    _store.write_bytes(path, _store.pack_arrays(ARRAYS))
+    read = _store.read_arrays(path)
+    assert read.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert read[name].dtype == array.dtype
+        np.testing.assert_array_equal(read[name], array)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("name", ["file", "allow_pickle", "args"])
+def test_any_name_survives(tmp_path: Path, name: str) -> None:
+    """Catches names that are taken for options of NumPy's writer, and arrays that are lost."""
+    _store.write_bytes(tmp_path / "x.npz", _store.pack_arrays({name: np.arange(3)}))
+    np.testing.assert_array_equal(_store.read_arrays(tmp_path / "x.npz")[name], np.arange(3))
+
+
+@pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
+) -> None:
+    """Catches a file opened for writing in place, and a temporary file left behind."""
+    path = tmp_path / "x.bin"
+    _store.write_bytes(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise error("stop")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, fail)
+        with pytest.raises(error, match="stop"):
+            _store.write_bytes(path, b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.bin"]
+    _store.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_the_file_is_flushed_to_the_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a rename that a power failure turns into an empty file."""
+    order: list[str] = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, n=name, f=original: (order.append(n), f(*a))[1])
+    _store.write_bytes(tmp_path / "x.bin", b"content")
+    assert order == ["fsync", "replace"]
+
+
+def test_equal_arrays_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a time stamp in the archive."""
+    first = _store.pack_arrays(ARRAYS)
+    later = time.localtime(time.time() + 1e6)
+    monkeypatch.setattr(time, "localtime", lambda *_: later)
+    assert _store.pack_arrays({name: array.copy() for name, array in ARRAYS.items()}) == first
+    assert _store.pack_arrays(ARRAYS | {"b": np.array([1, 2, 4])}) != first
+
+
+def test_object_arrays_are_refused(tmp_path: Path) -> None:
+    """Catches a pickle, which would run code when read, on the way in and on the way out."""
+    with pytest.raises(ValueError, match="Object arrays"):
+        _store.pack_arrays({"a": np.array([{}], dtype=object)})
+    np.savez(tmp_path / "x.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="Object arrays"):
+        _store.read_arrays(tmp_path / "x.npz")
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    """Catches a partial file that reads as fewer arrays."""
+    content, path = _store.pack_arrays({"a": np.arange(20.0), "b": np.ones(3)}), tmp_path / "x.npz"
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="is not a readable"):
+            _store.read_arrays(path)
+
+
+def test_damage_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Catches errors of the decompressor that escape under another name, and values that change in silence."""
+    array = np.random.default_rng(0).normal(size=30)
+    content, path, refused = _store.pack_arrays({"a": array}), tmp_path / "x.npz", 0
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
+        try:
+            (read,) = _store.read_arrays(path).values()
+        except ValueError:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(read, array)
+    assert refused > len(content) / 2
