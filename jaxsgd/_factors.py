@@ -111,7 +111,7 @@ class Dense:
 
     def mean(self) -> Array:
         """(1/n) Σ g_i."""
-        return self._rows().mean(axis=0).reshape(self.shape)
+        return _average(self._rows()).reshape(self.shape)
 
     def squared_norms(self) -> Float[Array, " n"]:
         """‖g_i‖²."""
@@ -120,7 +120,7 @@ class Dense:
     def squared_deviations(self) -> Float[Array, " n"]:
         """‖g_i − ḡ‖²."""
         rows = self._rows()
-        return jnp.sum((rows - rows.mean(axis=0, keepdims=True)) ** 2, axis=1)
+        return jnp.sum((rows - _average(rows)[None]) ** 2, axis=1)
 
     def total_deviation(self) -> Float[Array, ""]:
         """Σ ‖g_i − ḡ‖²."""
@@ -129,11 +129,11 @@ class Dense:
     def coordinate_deviations(self) -> Array:
         """Σ (g_i − ḡ)², coordinate by coordinate."""
         rows = self._rows()
-        return jnp.sum((rows - rows.mean(axis=0, keepdims=True)) ** 2, axis=0).reshape(self.shape)
+        return self.count * _average((rows - _average(rows)[None]) ** 2).reshape(self.shape)
 
     def second_moment(self) -> Array:
         """(1/n) Σ g_i², coordinate by coordinate."""
-        return jnp.mean(self._rows() ** 2, axis=0).reshape(self.shape)
+        return _average(self._rows() ** 2).reshape(self.shape)
 
     def inner_products(self, direction: Array) -> Float[Array, " n"]:
         """⟨g_i, v⟩."""
@@ -190,7 +190,7 @@ class Outer:
     def block(self) -> Array:
         """The gradient of a single example, from factors without their first axis."""
         dtype = accumulation_dtype(self.left, self.right)
-        return self.layout(einsum("bti,bto->bio", self.left.astype(dtype), self.right.astype(dtype)))
+        return self.layout(_contract(self.left.astype(dtype)[None], self.right.astype(dtype)[None]))
 
     def weighted_sum(self, weights: Float[Array, " n"]) -> Array:
         """Σ w_i g_i, one matrix product over examples and positions."""
@@ -432,6 +432,12 @@ def examples_at_a_time(entries: int) -> int:
     """How many examples of so many entries each to work on together on this backend."""
     budget = _ENTRIES_AT_A_TIME.get(jax.default_backend(), _ENTRIES_ON_ACCELERATORS)
     return max(1, budget // max(entries, 1))
+
+
+def _average(rows: Float[Array, "n p"]) -> Float[Array, " p"]:
+    """The mean row, as a matrix product: XLA's CPU backend reduces over a leading axis one stride at a time."""
+    count = rows.shape[0]
+    return einsum("n,np->p", jnp.full(count, 1 / count, rows.dtype), rows)
 
 
 def _contract(left: Float[Array, "n b t i"], right: Float[Array, "n b t o"]) -> Float[Array, "b i o"]:

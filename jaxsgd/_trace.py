@@ -390,17 +390,17 @@ def _convolution(value: Value, operation: Operation) -> Recipe:
         patches = _patches(source, spatial, places, strides, dilations, padding)  # (kernel, c, e, *places)
         kernel, place = math.prod(spatial), math.prod(places)
         left = patches.reshape(kernel, groups, c // groups, e * place)
-        left = left.transpose(1, 3, 0, 2).reshape(groups, e * place, kernel * (c // groups))
+        left = left.transpose(1, 0, 2, 3).reshape(groups, kernel * (c // groups), e * place).swapaxes(1, 2)
         right = other.reshape(groups, o // groups, e, place)
         right = right.transpose(0, 2, 3, 1).reshape(groups, e * place, o // groups)
         return Outer(left, right, layout)
 
-    rank = len(spatial)
+    # (groups, *spatial, c, o) -> (c, groups · o, *spatial) -> the order that the operation returns, in one transposition
+    rank, order = len(spatial), np.argsort(numbers.out_spec)
+    canonical = ((rank + 1,), (0, rank + 2), *((1 + axis,) for axis in range(rank)))
     layout = Layout((groups, *spatial, c // groups, o // groups))
-    # (groups, *spatial, c, o) -> (c, groups·o, *spatial) -> the order that the operation returns
-    layout = layout.then("transpose", (rank + 1, 0, rank + 2, *range(1, rank + 1)))
-    layout = layout.then("reshape", (c // groups, o, *spatial))
-    layout = layout.then("transpose", tuple(int(axis) for axis in np.argsort(numbers.out_spec)))
+    layout = layout.then("transpose", tuple(axis for place in order for axis in canonical[place]))
+    layout = layout.then("reshape", value.shape)
     return Recipe(Outer, (source, other), build, layout, (1, rank + 1, 1))
 
 

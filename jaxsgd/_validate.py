@@ -87,6 +87,13 @@ def probabilities(**named: Any) -> None:
             raise ValueError(f"{name} must sum to one, got a sum of {values.sum()}")
 
 
+def real(**named: Any) -> None:
+    """Raise unless every array holds integers or real floating-point numbers."""
+    for name, value in named.items():
+        if value.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must be integers or real numbers, got dtype {value.dtype}")
+
+
 def finite(**named: Any) -> None:
     """Raise, naming the example, unless every number of every array is finite."""
     for name, value in named.items():

@@ -85,7 +85,7 @@ def exact(design: designs.Design, g: kernels.PerExampleGradients | moments.Gradi
     7.875
     """
     m = moments.of(g)
-    population_size = int(m.count)
+    population_size = g.count if isinstance(g, kernels.PerExampleGradients) else int(m.count)
     covariance, mean_weights = design.weight_covariance(population_size), design.mean_weights(population_size)
     if np.ptp(mean_weights) > 0:
         raise ValueError(f"mean_weights of {design} must be equal for all examples, as its covariance is")

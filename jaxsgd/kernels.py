@@ -137,6 +137,7 @@ class PerExampleGradients:
 
     def variance(self, *, ddof: int = 0) -> PyTree:
         """(1/(n − ddof)) Σ (g_i − ḡ)², coordinate by coordinate, a pytree like ``params``."""
+        _validate.at_least(0, ddof=ddof)
         _validate.at_least(1 + ddof, **{"the number of examples": self.count})
         return jax.tree.map(lambda total: total / (self.count - ddof), _coordinate_deviations(self))
 

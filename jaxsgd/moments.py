@@ -58,6 +58,7 @@ class GradientMoments:
         return jax.tree.map(lambda total: total / divisor.astype(total.dtype), self.coordinate_sums)
 
     def _divisor(self, ddof: int) -> Any:
+        _validate.at_least(0, ddof=ddof)
         if not isinstance(self.count, jax.core.Tracer):
             _validate.at_least(1 + ddof, **{"the number of examples": int(self.count)})
         return (self.count - ddof).astype(self.sum_squared_deviations.dtype)
@@ -132,7 +133,7 @@ def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
     if isinstance(g, GradientMoments):
         return g
     m = _of(g, False)
-    if not isinstance(m.count, jax.core.Tracer) and not _is_finite(m):
+    if not _is_finite(m):
         kernels.require_finite(g)
         raise _overflow(m)
     return m
@@ -175,11 +176,17 @@ def merge(first: GradientMoments, second: GradientMoments) -> GradientMoments:
 def _stream(loss_fn: kernels.Loss, params: PyTree, batches: Iterator[PyTree], per_coordinate: bool) -> GradientMoments:
     """The moments over an iterator, each batch checked while it is at hand."""
     total, seen = None, 0
+    structure: Any = None
     for batch in batches:
         size = _validate.leading_axis(batch=batch)
         if total is None:
+            structure = jax.tree.structure(batch)
             _validate.scalar_loss(loss_fn, params, batch)
             total = _empty(params, batch, loss_fn, per_coordinate)
+        if structure != jax.tree.structure(batch):
+            raise ValueError(
+                f"batches of data must have the structure of the first, {structure}, got {jax.tree.structure(batch)}"
+            )
         total = _add_chunk(loss_fn, size, params, *_chunk(batch, 0, size), total)
         if not _is_finite(total):
             kernels.require_finite(kernels.trace_batch(loss_fn, params, batch), seen)
@@ -238,6 +245,9 @@ def _empty(params: PyTree, batch: PyTree, loss_fn: kernels.Loss, per_coordinate:
 
 
 def _is_finite(m: GradientMoments) -> bool:
+    """Whether the moments are finite, as far as that is known: under a transformation they have no values."""
+    if isinstance(m.sum_squared_deviations, jax.core.Tracer):
+        return True
     return bool(jnp.isfinite(m.sum_squared_deviations) & jnp.isfinite(m.squared_mean_norm))
 
 

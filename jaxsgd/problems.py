@@ -84,6 +84,7 @@ def mlp(
     _validate.positive_integer(hidden=hidden)
     _validate.one_of(tuple(ACTIVATIONS), activation=activation)
     length = _validate.leading_axis(data={"x": x, "y": y})
+    _validate.real(x=x, y=y)
     _validate.finite(x=x, y=y)
     inputs = np.reshape(x, (length, -1))
     classify = np.issubdtype(y.dtype, np.integer)

@@ -94,7 +94,6 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "line_fit_at_optimum": lambda: problems.line_fit(1.1, 1.1),
     "scalar_gradients": lambda: gradients_given(EX_B),
     "tanh_network": network,
-    "relu_network": lambda: network("relu"),
     "classifier": classifier,
     "diabetes_rows": diabetes_rows,
     "repeated_rows": lambda: take(problems.line_fit(), [1, 2, 2, 3, 3, 3]),

@@ -1,5 +1,7 @@
 """The engine finds the factored form, and every statistic from it equals a float64 loop over examples."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,8 @@ def rows_by_loop(loss_fn, params, batch):
     """The gradient of one example after the other, as rows."""
     count = len(jax.tree.leaves(batch)[0])
     examples = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(count)]
-    return np.stack([flat(jax.grad(loss_fn)(params, example)) for example in examples]), examples
+    gradient = jax.jit(jax.grad(loss_fn))
+    return np.stack([flat(gradient(params, example)) for example in examples]), examples
 
 
 def assert_close(actual, expected, scale=None):
@@ -32,81 +35,90 @@ def assert_close(actual, expected, scale=None):
     assert worst <= tolerance * scale, f"{worst} > {tolerance} · {scale}, at {np.abs(actual - expected).argmax()}"
 
 
-@pytest.fixture(params=MODELS, scope="module")
-def case(request):
-    loss_fn, params, batch, dense = MODELS[request.param]()
+def direction_like(params):
+    return jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
+
+
+WEIGHTS = np.cos(np.arange(5.0))
+
+
+def statistics(loss_fn, params, batch):
+    """Every statistic of a batch in one compiled function."""
+    gradients = jaxsgd.per_example_gradients(loss_fn)
+
+    def compute(params, batch):
+        g = gradients(params, batch)
+        return {
+            "losses": g.losses(),
+            "materialize": g.materialize(),
+            "mean": g.mean(),
+            "weighted_sum": g.weighted_sum(jnp.asarray(WEIGHTS)),
+            "squared_norms": g.squared_norms(),
+            "inner_products": g.inner_products(direction_like(params)),
+            "gram": g.gram(),
+            "gram_against_others": g.gram(gradients(params, jax.tree.map(lambda leaf: leaf[::2], batch))),
+            "second_moment": g.second_moment(),
+            "variance": g.variance(ddof=0),
+            "squared_deviations": g.squared_deviations(),
+            "total_deviation": g.total_deviation(),
+        }
+
+    return jax.jit(compute)(params, batch)
+
+
+@functools.cache
+def case(name):
+    """The statistics of a model, and its gradients as rows."""
+    loss_fn, params, batch, _ = MODELS[name]()
     rows, examples = rows_by_loop(loss_fn, params, batch)
-    return jaxsgd.per_example_gradients(loss_fn)(params, batch), rows, loss_fn, params, examples, dense
+    return statistics(loss_fn, params, batch), rows, [loss_fn(params, example) for example in examples]
 
 
-def test_gradients(case):
-    g, rows, loss_fn, params, examples, _ = case
-    materialized = jax.tree.leaves(g.materialize())
+SLOW = {"gpt"}  # to compile
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MODELS])
+def test_statistics_equal_the_loop(name):
+    found, rows, losses = case(name)
+    _, params, _, _ = MODELS[name]()
+    materialized = jax.tree.leaves(found["materialize"])
     assert [leaf.shape[1:] for leaf in materialized] == [leaf.shape for leaf in jax.tree.leaves(params)]
-    assert_close(np.concatenate([np.asarray(leaf).reshape(g.count, -1) for leaf in materialized], axis=1), rows)
-    assert_close(g.losses(), [loss_fn(params, example) for example in examples])
+    assert_close(np.concatenate([np.asarray(leaf).reshape(len(rows), -1) for leaf in materialized], axis=1), rows)
+    assert_close(found["losses"], losses)
+    largest, direction, centered = np.abs(rows).max(), flat(direction_like(params)), rows - rows.mean(axis=0)
+    assert_close(flat(found["mean"]), rows.mean(axis=0), largest)
+    assert_close(flat(found["weighted_sum"]), WEIGHTS @ rows, largest)
+    assert_close(found["squared_norms"], np.sum(rows**2, axis=1))
+    assert_close(found["inner_products"], rows @ direction, largest * np.abs(direction).sum())
+    assert_close(found["gram"], rows @ rows.T)
+    assert_close(found["gram_against_others"], rows @ rows[::2].T)
+    assert_close(flat(found["second_moment"]), np.mean(rows**2, axis=0))
+    assert_close(flat(found["variance"]), np.var(rows, axis=0), largest**2)
+    assert_close(found["squared_deviations"], np.sum(centered**2, axis=1))
+    assert_close(found["total_deviation"], np.sum(centered**2))
 
 
-def test_sums(case):
-    g, rows, *_ = case
-    weights = np.random.default_rng(7).normal(size=g.count)
-    scale = np.abs(rows).max()
-    assert_close(flat(g.mean()), rows.mean(axis=0), scale)
-    assert_close(flat(g.weighted_sum(jnp.asarray(weights))), weights @ rows, scale)
-
-
-def test_norms_and_products(case):
-    g, rows, _, params, *_ = case
-    assert_close(g.squared_norms(), np.sum(rows**2, axis=1))
-    assert_close(g.gram(), rows @ rows.T)
-    direction = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
-    size = np.abs(rows).max() * np.abs(flat(direction)).sum()
-    assert_close(g.inner_products(direction), rows @ flat(direction), size)
-
-
-def test_squares(case):
-    g, rows, *_ = case
-    centered = rows - rows.mean(axis=0)
-    assert_close(flat(g.second_moment()), np.mean(rows**2, axis=0))
-    assert_close(flat(g.variance(ddof=0)), np.var(rows, axis=0), np.mean(rows**2, axis=0).max())
-    assert_close(g.squared_deviations(), np.sum(centered**2, axis=1))
-    assert_close(g.total_deviation(), np.sum(centered**2))
-
-
-def test_gram_against_others(case):
-    g, rows, loss_fn, params, examples, _ = case
-    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *examples[::2])
-    other = jaxsgd.per_example_gradients(loss_fn)(params, batch)
-    assert_close(g.gram(other), rows @ rows[::2].T)
-
-
-def test_stays_factored(case):
-    g, _, _, params, _, dense = case
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for path, leaf, factor in zip(paths, jax.tree.leaves(params), g.factors, strict=True):
-        matrix = leaf.ndim - any(getattr(key, "key", None) == "blocks" for key in path) >= 2 and leaf.size > 0
-        name = path[-1].key
-        if matrix and name != "b":
-            assert isinstance(factor, _factors.Dense) == (name in dense), g.explain()
-
-
-def test_explains_every_parameter(case):
-    g, _, _, params, *_ = case
+@pytest.mark.parametrize("name", MODELS)
+def test_stays_factored_and_explains(name):
+    loss_fn, params, batch, dense = MODELS[name]()
+    g = jax.eval_shape(jaxsgd.per_example_gradients(loss_fn), params, batch)
     lines = g.explain().splitlines()
-    assert len(lines) == len(jax.tree.leaves(params))
-    for (path, leaf), line in zip(jax.tree_util.tree_leaves_with_path(params), lines, strict=True):
+    for (path, leaf), factor, line in zip(jax.tree_util.tree_leaves_with_path(params), g.factors, lines, strict=True):
         assert line.startswith(f"params{jax.tree_util.keystr(path)} {leaf.shape}: ")
+        stacked = name.startswith("scan") or (name == "gpt_scanned" and "blocks" in jax.tree_util.keystr(path))
+        if leaf.ndim - stacked >= 2 and leaf.size:
+            assert isinstance(factor, _factors.Dense) == (path[-1].key in dense), g.explain()
 
 
-@pytest.mark.parametrize("name", ["tanh", "conv_same", "gpt_scanned", "embedding", "recurrent"])
+@pytest.mark.parametrize("name", ["tanh", "conv_same", "scan_over_layers", "embedding", "recurrent"])
 def test_under_jit_and_vmap(name):
     loss_fn, params, batch, _ = MODELS[name]()
 
-    def statistics(params):
+    def some(params):
         g = jaxsgd.per_example_gradients(loss_fn)(params, batch)
         return g.mean(), g.squared_norms(), g.second_moment(), g.variance()
 
-    plain = statistics(params)
-    twice = jax.vmap(statistics)(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params))
-    for other in (jax.jit(statistics)(params), *(jax.tree.map(lambda leaf, i=i: leaf[i], twice) for i in (0, 1))):
+    plain = some(params)
+    twice = jax.vmap(some)(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params))
+    for other in (jax.jit(some)(params), *(jax.tree.map(lambda leaf, i=i: leaf[i], twice) for i in (0, 1))):
         jax.tree.map(lambda a, b: assert_close(a, b, max(np.abs(b).max(initial=0), 1e-12)), other, plain)
