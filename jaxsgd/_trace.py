@@ -395,7 +395,7 @@ def _convolution(value: Value, operation: Operation) -> Recipe:
         right = right.transpose(0, 2, 3, 1).reshape(groups, e * place, o // groups)
         return Outer(left, right, layout)
 
-    # (groups, *spatial, c, o) -> (c, groups · o, *spatial) -> the order that the operation returns, in one transposition
+    # (groups, *spatial, c, o) -> (c, groups · o, *spatial) -> the order that the operation returns, in one step
     rank, order = len(spatial), np.argsort(numbers.out_spec)
     canonical = ((rank + 1,), (0, rank + 2), *((1 + axis,) for axis in range(rank)))
     layout = Layout((groups, *spatial, c // groups, o // groups))

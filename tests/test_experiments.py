@@ -51,7 +51,8 @@ def test_every_setting_is_a_flag_with_help(stem, capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     for field in [*dataclasses.fields(module.Config), *dataclasses.fields(_harness.Options)]:
-        assert f"--{field.name.replace('_', '-')}" in text
+        flag = field.name.replace("_", "-")
+        assert f"--{flag}" in text or f"--no-{flag}" in text  # what is on by default can be turned off
 
 
 def test_headline_findings(quick):
@@ -186,3 +187,11 @@ def test_readme_quotes_the_stored_numbers():
     worst = max(abs(value) for name, value in findings.items() if "worst_z" in name)
     assert f"{worst:.1f} closed-form standard errors" in readme
     assert f"off by {-findings['weakest_rejection_of_1/M']:.0f} standard errors" in readme
+
+
+def test_readme_quotes_the_stored_speeds():
+    ratios = json.loads((_harness.FIGURES / "kernel_speed.json").read_text(encoding="utf-8"))["findings"]["ratios"]
+    readme = (_harness.FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    for workload, row in ratios.items():
+        cells = [row["plain"], *(f"{value:.2f}×" for name, value in row.items() if name != "plain")]
+        assert f"| {workload} | {' | '.join(cells)} |" in readme
