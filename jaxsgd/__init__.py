@@ -17,9 +17,13 @@ Modules, and the only modules of the package that each may import:
     _validate    :
     _jaxpr       :
     _factors     :
-    _trace       : _factors, _jaxpr
+    _sparse      : _factors
+    _recipe      : _factors, _sparse, _jaxpr
+    _convolution : _factors, _jaxpr, _recipe
+    _rules       : _convolution, _factors, _sparse, _jaxpr, _recipe
+    _trace       : _factors, _jaxpr, _recipe, _rules
     _store       :
-    kernels      : _factors, _trace, _validate
+    kernels      : _factors, _recipe, _trace, _validate
     moments      : _factors, kernels, _validate
     designs      : _validate
     _curves      : kernels, moments, designs, _validate

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import _trace, _validate
-from jaxsgd._factors import Factor, total
+from jaxsgd._factors import total
+from jaxsgd._recipe import Factor
 
 Loss = Callable[[Any, Any], Any]
 

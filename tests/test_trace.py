@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers  # noqa: F401 - registers its models
 from models import MODELS
 
 import jaxsgd

@@ -1,0 +1,105 @@
+"""Per-example gradients with respect to a table of which every example uses a few rows.
+
+The algebra is that of ``_factors``: a table of a hundred thousand rows is never formed for each example. Imports
+``_factors`` only.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxsgd._factors import accumulated, einsum
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sparse:
+    """Rows added to a table: ``indices`` k, shape (n, t), and ``rows`` r, shape (n, t, d).
+
+    The gradient of example n is zero but for the sum of the r_nt with k_nt = k in row k, of ``num_rows`` rows; an index
+    of ``num_rows`` drops its row. ``shape`` is that of the parameter.
+    """
+
+    indices: Any
+    rows: Any
+    shape: tuple[int, ...] = field(metadata={"static": True})
+
+    @property
+    def count(self) -> int:
+        """The number of examples, n."""
+        return int(self.indices.shape[0])
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the table has."""
+        return self.shape[0]
+
+    def _scatter(self, indices: Int[Array, "..."], rows: Float[Array, "... d"]) -> Float[Array, "v d"]:
+        table = jnp.zeros((self.num_rows, rows.shape[-1]), rows.dtype)
+        return table.at[indices.reshape(-1)].add(rows.reshape(-1, rows.shape[-1]), mode="drop")
+
+    def _distinct(self) -> Float[Array, "n t d"]:
+        """Rows in which an index that occurs again has been added to its first occurrence, and is zero elsewhere."""
+        rows = accumulated(self.rows)
+        same = self.indices[:, :, None] == self.indices[:, None, :]
+        first = ~jnp.any(jnp.tril(same, -1), axis=2)
+        inside = (self.indices >= 0) & (self.indices < self.num_rows)
+        summed = einsum("nts,nsd->ntd", same.astype(rows.dtype), rows)
+        return jnp.where((first & inside)[:, :, None], summed, jnp.zeros((), rows.dtype))
+
+    def weighted_sum(self, weights: Float[Array, " n"]) -> Array:
+        """Σ w_i g_i."""
+        rows = accumulated(self.rows)
+        return self._scatter(self.indices, rows * weights.astype(rows.dtype)[:, None, None]).reshape(self.shape)
+
+    def mean(self) -> Array:
+        """(1/n) Σ g_i."""
+        return self._scatter(self.indices, accumulated(self.rows)).reshape(self.shape) / self.count
+
+    def squared_norms(self) -> Float[Array, " n"]:
+        """‖g_i‖²."""
+        return jnp.sum(self._distinct() ** 2, axis=(1, 2))
+
+    def squared_deviations(self) -> Float[Array, " n"]:
+        """‖g_i − ḡ‖² = ‖ḡ‖² + Σ_k ⟨g_ik, g_ik − 2ḡ_k⟩, over the rows k that example i has."""
+        rows, mean = self._distinct(), self.mean().reshape(self.num_rows, -1)
+        picked = mean.at[self.indices].get(mode="fill", fill_value=0)
+        changes = rows * (rows - 2 * picked)
+        return changes.sum(axis=(1, 2)) + jnp.sum(mean**2)
+
+    def total_deviation(self) -> Float[Array, ""]:
+        """Σ ‖g_i − ḡ‖²."""
+        return self.squared_deviations().sum()
+
+    def coordinate_deviations(self) -> Array:
+        """Σ (g_i − ḡ)², coordinate by coordinate."""
+        return self.count * (self.second_moment() - self.mean() ** 2)
+
+    def second_moment(self) -> Array:
+        """(1/n) Σ g_i², coordinate by coordinate."""
+        return self._scatter(self.indices, self._distinct() ** 2).reshape(self.shape) / self.count
+
+    def inner_products(self, direction: Array) -> Float[Array, " n"]:
+        """⟨g_i, v⟩."""
+        rows = accumulated(self.rows)
+        table = direction.reshape(self.num_rows, -1).astype(rows.dtype)
+        return jnp.sum(rows * table.at[self.indices].get(mode="fill", fill_value=0), axis=(1, 2))
+
+    def gram(self, other: Any) -> Float[Array, "n m"]:
+        """⟨g_i, h_j⟩, one example of the first at a time."""
+
+        def products(pair: tuple[Array, Array]) -> Array:
+            return other.inner_products(self._scatter(*pair).reshape(self.shape))
+
+        return jax.lax.map(products, (self.indices, accumulated(self.rows)))
+
+    def materialize(self) -> Array:
+        """All g_i, shape (n, *shape)."""
+        return jax.vmap(self._scatter)(self.indices, self.rows).reshape(self.count, *self.shape)
+
+    def describe(self) -> str:
+        """How the gradients are kept, for people."""
+        return f"rows of a table {self.rows.shape}"
