@@ -17,13 +17,17 @@ Modules, and the only modules of the package that each may import:
     _validate    :
     _jaxpr       :
     _factors     :
+    _dense       : _factors
+    _outer       : _dense, _factors
     _sparse      : _factors
-    _recipe      : _factors, _sparse, _jaxpr
-    _convolution : _factors, _jaxpr, _recipe
-    _rules       : _convolution, _factors, _sparse, _jaxpr, _recipe
-    _trace       : _factors, _jaxpr, _recipe, _rules
+    _recipe      : _dense, _outer, _sparse, _jaxpr
+    _convolution : _factors, _outer, _jaxpr, _recipe
+    _rules       : _convolution, _dense, _factors, _outer, _sparse, _jaxpr, _recipe
+    _trace       : _dense, _factors, _outer, _jaxpr, _recipe, _rules
+    _gradients   : _factors, _recipe, _trace, _validate
+    _streamed    : _factors, _gradients
     _store       :
-    kernels      : _factors, _recipe, _trace, _validate
+    kernels      : _gradients, _streamed, _validate
     moments      : _factors, kernels, _validate
     designs      : _validate
     _curves      : kernels, moments, designs, _validate

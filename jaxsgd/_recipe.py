@@ -1,14 +1,21 @@
 """How to obtain the factor of one parameter's gradient from the values of a traced graph.
 
-Imports ``_factors``, ``_sparse`` and ``_jaxpr`` only.
+A factor is what the gradients of n examples with respect to one parameter are kept as:
+
+    Outer    g_i = Σ_t a_it b_itᵀ, as a dense layer, a convolution or a recurrence gives it
+    Sparse   g_i = Σ_t e_(k_it) r_itᵀ, rows added to a table, as an embedding gives it
+    Dense    g_i itself
+
+All have the same methods, the algebra of ``kernels``. Imports ``_dense``, ``_jaxpr``, ``_outer`` and ``_sparse`` only.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxsgd._factors import Dense, Layout, Outer
+from jaxsgd._dense import Dense
 from jaxsgd._jaxpr import Value
+from jaxsgd._outer import Layout, Outer
 from jaxsgd._sparse import Sparse
 
 Factor = Dense | Outer | Sparse
@@ -20,6 +27,8 @@ class Recipe:
 
     ``kind`` is the class of factor, and ``layout`` and ``blocks`` are what is known of an :class:`Outer` before it is
     built: the layout, and the numbers of dimensions of the layout's base that are blocks, left and right sides.
+    ``direct`` is a cheaper way from the arrays to the gradient, of the size of the layout's base, where there is one.
+    ``rule`` names the primitives that were understood, and ``why`` says why none was.
     """
 
     kind: type
@@ -27,9 +36,13 @@ class Recipe:
     build: Callable[..., Any]
     layout: Layout = field(default=Layout(()))
     sides: tuple[int, int, int] = (0, 0, 0)
+    direct: Callable[..., Any] | None = None
+    rule: str = ""
+    why: str = ""
 
     def map(self, function: Callable[[Any], Any], **changes: Any) -> "Recipe":
-        """This recipe with a function applied to the factor."""
+        """This recipe with a function applied to the factor, which the direct way does not know of."""
+        changes = {"direct": None} | changes
         return replace(self, build=lambda *arrays: function(self.build(*arrays)), **changes)
 
 

@@ -4,7 +4,7 @@
 operands instead of its result: for the weights of a dense layer, the layer's input and the gradient of its output. Each
 rule is named after the primitive it understands. Where none applies the gradient itself is kept: slower, never wrong.
 
-Imports ``_convolution``, ``_factors``, ``_jaxpr``, ``_recipe`` and ``_sparse`` only.
+Imports ``_convolution``, ``_dense``, ``_factors``, ``_jaxpr``, ``_outer``, ``_recipe`` and ``_sparse`` only.
 """
 
 import math
@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsgd._convolution import convolution
-from jaxsgd._factors import Dense, Layout, Outer, accumulation_dtype
+from jaxsgd._dense import Dense
+from jaxsgd._factors import accumulation_dtype
 from jaxsgd._jaxpr import Operation, Scan, Value
+from jaxsgd._outer import Layout, Outer
 from jaxsgd._recipe import NoRule, Recipe
 from jaxsgd._sparse import Sparse
 
@@ -39,7 +41,8 @@ def _find(value: Value) -> Recipe:
     rule = _RULES.get(value.operation.name)
     if rule is None:
         raise NoRule(f"no rule for {value.operation.name}")
-    return rule(value, value.operation)
+    recipe, name = rule(value, value.operation), value.operation.name
+    return replace(recipe, rule=f"{name} of {recipe.rule}" if recipe.rule else name) if name in _NAMED else recipe
 
 
 def _is_zero(value: Value) -> bool:
@@ -48,7 +51,7 @@ def _is_zero(value: Value) -> bool:
 
 
 def _dense(value: Value, why: str) -> Recipe:
-    return Recipe(Dense, (value,), lambda array: Dense(array, why))
+    return Recipe(Dense, (value,), lambda array: Dense(array, why), why=why)
 
 
 def _zero(value: Value) -> Recipe:
@@ -60,6 +63,7 @@ def _zero(value: Value) -> Recipe:
         (),
         lambda: _outer(jnp.zeros((1, 0, 1), dtype), jnp.zeros((1, 0, math.prod(shape)), dtype), layout),
         layout,
+        rule="unused",
     )
 
 
@@ -76,7 +80,7 @@ def _rearranged(name: str, argument: Callable[[Value, Operation], Any]) -> Calla
     def rule(value: Value, operation: Operation) -> Recipe:
         recipe = _outer_of(operation.inputs[0])
         layout = recipe.layout.then(name, argument(value, operation))
-        return recipe.map(lambda factor: replace(factor, layout=layout), layout=layout)
+        return recipe.map(lambda factor: replace(factor, layout=layout), layout=layout, direct=recipe.direct)
 
     return rule
 
@@ -137,7 +141,7 @@ def _scaled(value: Value, operation: Operation) -> Recipe:
             array = getattr(factor, side)
             return replace(factor, **{side: combine(array, by.astype(array.dtype))})
 
-        return replace(recipe, values=(scalar, *recipe.values), build=build)
+        return replace(recipe, values=(scalar, *recipe.values), build=build, direct=None)
     raise NoRule(f"{operation.name} entry by entry")
 
 
@@ -158,14 +162,15 @@ def _added(first: Recipe, second: Recipe) -> Recipe:
     for recipe, other in ((first, second), (second, first)):
         if recipe.kind is Outer and not recipe.values:
             return other
+    rule = " + ".join(dict.fromkeys(rule for recipe in (first, second) for rule in recipe.rule.split(" + ")))
     if first.kind is Sparse and second.kind is Sparse:
         join = _joined(first, second, _joined_rows)
-        return replace(first, values=(*first.values, *second.values), build=join)
-    first, second = _as_outer(first), _as_outer(second)
-    if first.layout != second.layout or first.sides != second.sides:
-        raise NoRule("a sum of uses that are laid out differently")
-    join = _joined(first, second, _joined_positions)
-    return replace(first, values=(*first.values, *second.values), build=join)
+    else:
+        first, second = _as_outer(first), _as_outer(second)
+        if first.layout != second.layout or first.sides != second.sides:
+            raise NoRule("a sum of uses that are laid out differently")
+        join = _joined(first, second, _joined_positions)
+    return replace(first, values=(*first.values, *second.values), build=join, direct=None, rule=rule)
 
 
 def _joined(first: Recipe, second: Recipe, join: Callable[[Any, Any], Any]) -> Callable[..., Any]:
@@ -244,7 +249,7 @@ def _reduce_sum(value: Value, operation: Operation) -> Recipe:
     recipe = _outer_of(operation.inputs[0])
     axes, (blocks, i, o) = operation.params["axes"], recipe.sides
     if recipe.layout.steps or any(axis >= blocks for axis in axes):
-        raise NoRule("reduce_sum")
+        raise NoRule("a sum over positions")
     shape = recipe.layout.base[:blocks]
     kept = [axis for axis in range(blocks) if axis not in axes]
 
@@ -324,7 +329,8 @@ def _terms(value: Value) -> list[Value]:
 
 def _lifted(scan: Scan, inner: Recipe, combine: Callable[[Any], Any], **changes: Any) -> Recipe:
     values = tuple(scan.stack(value) for value in inner.values)
-    return replace(inner, values=values, build=lambda *stacks: combine(jax.vmap(inner.build)(*stacks)), **changes)
+    changes |= {"build": lambda *stacks: combine(jax.vmap(inner.build)(*stacks)), "direct": None}
+    return replace(inner, values=values, **changes)
 
 
 def _stacked(scan: Scan, inner: Recipe) -> Recipe:
@@ -382,3 +388,6 @@ _RULES: dict[str, Callable[[Value, Operation], Recipe]] = {
     "reduce_precision": _passed,
     "optimization_barrier": _passed,
 }
+
+# The primitives that tell how a parameter is used; the others only move or scale entries.
+_NAMED = {"dot_general", "conv_general_dilated", "scatter-add", "dynamic_update_slice", "scan"}

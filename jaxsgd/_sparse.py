@@ -1,6 +1,6 @@
 """Per-example gradients with respect to a table of which every example uses a few rows.
 
-The algebra is that of ``_factors``: a table of a hundred thousand rows is never formed for each example. Imports
+The algebra is that of ``_outer``: a table of a hundred thousand rows is never formed for each example. Imports
 ``_factors`` only.
 """
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxsgd._factors import accumulated, einsum
+from jaxsgd._factors import Flops, accumulated, einsum
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +31,10 @@ class Sparse:
     def count(self) -> int:
         """The number of examples, n."""
         return int(self.indices.shape[0])
+
+    def take(self, some: slice) -> "Sparse":
+        """The gradients of some of the examples."""
+        return Sparse(self.indices[some], self.rows[some], self.shape)
 
     @property
     def num_rows(self) -> int:
@@ -99,6 +103,12 @@ class Sparse:
     def materialize(self) -> Array:
         """All g_i, shape (n, *shape)."""
         return jax.vmap(self._scatter)(self.indices, self.rows).reshape(self.count, *self.shape)
+
+    def flops(self) -> Flops:
+        """Predicted floating-point operations, two for a product that is added."""
+        n, t, d = self.rows.shape
+        distinct = 2 * n * t**2 * d
+        return Flops(n * t * d, distinct + 2 * n * t * d, distinct + 2 * n * t * d, 2 * n**2 * t * d)
 
     def describe(self) -> str:
         """How the gradients are kept, for people."""

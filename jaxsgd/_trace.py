@@ -3,10 +3,11 @@
 The loss of ONE example is differentiated and traced, ``_rules`` finds for every parameter the operands that its
 gradient is made of, and those operands, not the gradients, are computed for the whole batch under ``vmap``.
 
-Imports ``_factors``, ``_jaxpr``, ``_recipe`` and ``_rules`` only.
+Imports ``_dense``, ``_factors``, ``_jaxpr``, ``_outer``, ``_recipe`` and ``_rules`` only.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,31 +15,50 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxsgd._factors import Dense, Outer, examples_at_a_time
-from jaxsgd._jaxpr import evaluate, trace
+from jaxsgd._dense import Dense, dense_one_by_one
+from jaxsgd._factors import examples_at_a_time
+from jaxsgd._jaxpr import Operation, Value, evaluate, trace
+from jaxsgd._outer import Outer
 from jaxsgd._recipe import Factor, Recipe
 from jaxsgd._rules import find
 
 
 def loss_and_factors(
     loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree
-) -> tuple[Any, tuple[Factor, ...]]:
-    """Return the losses of a batch of examples, shape (n,), and for every parameter the factor of its gradients."""
+) -> tuple[Any, tuple[Factor, ...], tuple[str, ...]]:
+    """The losses of n examples, shape (n,), and for every parameter the factor of its gradients and the rule."""
     graph, recipes = _plan(loss_fn, params, batch)
     num_params = len(jax.tree.leaves(params))
     known_params = dict(zip(graph.inputs, jax.tree.leaves(params), strict=False))
 
-    def one(example: PyTree) -> list[Any]:
+    def of_one(values: list[Value], example: PyTree, effectful: Sequence[Operation] = ()) -> list[Any]:
         known = known_params | dict(zip(graph.inputs[num_params:], jax.tree.leaves(example), strict=True))
-        values = [graph.outputs[0], *(value for recipe in recipes for value in recipe.values)]
-        return evaluate(values, known, graph.effectful)
+        return evaluate(values, known, effectful)
 
-    losses, *arrays = jax.vmap(one)(batch)
-    factors = []
-    for recipe in recipes:
+    count = len(jax.tree.leaves(batch)[0])
+    dense = [recipe for recipe in recipes if recipe.kind is Dense]
+    alone = {recipe.values[0]: recipe for recipe in dense} if _are_better_alone(dense, count) else {}
+    together = [recipe for recipe in recipes if recipe not in alone.values()]
+    values = [graph.outputs[0], *(value for recipe in together for value in recipe.values)]
+    losses, *arrays = jax.vmap(lambda example: of_one(values, example, graph.effectful))(batch)
+    factors: dict[Recipe, Factor] = {}
+    for recipe in together:
         mine, arrays = arrays[: len(recipe.values)], arrays[len(recipe.values) :]
-        factors.append(_built(recipe, mine, len(losses)))
-    return losses, tuple(factors)
+        factors[recipe] = _built(recipe, mine, count)
+    if alone:
+        whys = [recipe.why for recipe in alone.values()]
+        found = dense_one_by_one(lambda example: tuple(of_one(list(alone), example)), (batch,), 1, whys)
+        factors |= zip(alone.values(), found, strict=True)
+    return losses, tuple(factors[recipe] for recipe in recipes), tuple(recipe.rule or "none" for recipe in recipes)
+
+
+def _are_better_alone(dense: list[Recipe], count: int) -> bool:
+    """Whether to compute dense gradients for one example after the other.
+
+    On a CPU, where each is large enough to keep it busy and its cache does not hold all.
+    """
+    largest = max((math.prod(recipe.values[0].shape) for recipe in dense), default=0)
+    return jax.default_backend() == "cpu" and largest > _LARGE and count * largest > _LARGER
 
 
 def _built(recipe: Recipe, arrays: list[Any], count: int) -> Factor:
@@ -50,11 +70,15 @@ def _built(recipe: Recipe, arrays: list[Any], count: int) -> Factor:
     if t == 1 or t * (i + o) < i * o:
         return jax.vmap(recipe.build)(*arrays)
 
-    def gradient(arrays: list[Any]) -> Any:
-        return recipe.build(*arrays).block()
+    def gradient(*arrays: Any) -> tuple[Any]:
+        if recipe.direct is None:
+            return (recipe.build(*arrays).block(),)
+        return (recipe.layout(recipe.direct(*arrays)),)
 
-    value = jax.lax.map(gradient, arrays, batch_size=examples_at_a_time(b * t * (i + o)))
-    return Dense(value, "smaller than its factors")
+    products = b * t * i * o
+    at_a_time = examples_at_a_time(products)
+    (dense,) = dense_one_by_one(gradient, tuple(arrays), at_a_time, [_SMALLER], 2 * count * products)
+    return dense
 
 
 def _plan(loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree) -> tuple[Any, list[Recipe]]:
@@ -62,3 +86,7 @@ def _plan(loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree) -> 
     example = jax.eval_shape(lambda b: jax.tree.map(lambda leaf: leaf[0], b), batch)
     graph = trace(jax.value_and_grad(loss_fn), shape(params), example)
     return graph, [find(value) for value in graph.outputs[1:]]
+
+
+_SMALLER = "smaller than its factors"
+_LARGE, _LARGER = 2**14, 2**20  # numbers

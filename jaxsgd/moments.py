@@ -2,7 +2,9 @@
 
 A pass never holds more than one chunk of examples: each chunk is reduced to its moments, and moments are
 merged by the rule of Chan, Golub and LeVeque ("Algorithms for computing the sample variance", The American
-Statistician 37, 1983), which subtracts means before squaring, so no digit cancels.
+Statistician 37, 1983), which subtracts means before squaring, so no digit cancels. What a sum loses to rounding
+is kept and added later (T. J. Dekker, "A floating-point technique for extending the available precision",
+Numerische Mathematik 18, 1971), so a million chunks are as good as one.
 
 Imports ``kernels`` and ``_validate`` only.
 """
@@ -10,7 +12,7 @@ Imports ``kernels`` and ``_validate`` only.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,11 +112,12 @@ def gradient_moments(
     chunk_size = population_size if chunk_size is None else chunk_size
     _validate.positive_integer(chunk_size=chunk_size)
 
-    total = _empty(params, data, loss_fn, per_coordinate)
+    running = _empty(params, data, loss_fn, per_coordinate)
     starts = range(0, population_size, chunk_size)
     for start in starts:
         size = min(chunk_size, population_size - start)
-        total = _add_chunk(loss_fn, size, params, *_chunk(data, start, size), total)
+        running = _add_chunk(loss_fn, size, params, *_chunk(data, start, size), running)
+    total = running.total
     if not _is_finite(total):
         for start in starts:
             size = min(chunk_size, population_size - start)
@@ -149,52 +152,69 @@ def merge(first: GradientMoments, second: GradientMoments) -> GradientMoments:
     """
     if (first.coordinate_sums is None) != (second.coordinate_sums is None):
         raise ValueError("second must have per-coordinate sums if and only if first does")
-    count = first.count + second.count
-    share = second.count / count  # n₂/n
-    overlap = first.count.astype(share.dtype) * share  # n₁n₂/n
-    delta = jax.tree.map(jnp.subtract, second.mean, first.mean)
+    return _add(_Running(first, jax.tree.map(jnp.zeros_like, first)), second).total
+
+
+class _Running(NamedTuple):
+    """Moments, and what their sums have lost to rounding so far."""
+
+    total: GradientMoments
+    lost: GradientMoments
+
+
+def _add(running: _Running, part: GradientMoments) -> _Running:
+    """The running moments with one more part merged in."""
+    total, lost = running
+    count = total.count + part.count
+    share = part.count / count  # n₂/n
+    overlap = total.count.astype(share.dtype) * share  # n₁n₂/n
+    delta = jax.tree.map(lambda new, old, rest: (new - old) - rest, part.mean, total.mean, lost.mean)
 
     def weigh(weight: Any, leaf: Any) -> Any:
         return weight.astype(leaf.dtype) * leaf
 
-    def pool(a: Any, b: Any, squared_difference: Any) -> Any:
-        return a + b + weigh(overlap, squared_difference)
-
-    coordinate_sums = None
-    if first.coordinate_sums is not None:
-        squares = jax.tree.map(jnp.square, delta)
-        coordinate_sums = jax.tree.map(pool, first.coordinate_sums, second.coordinate_sums, squares)
-    return GradientMoments(
-        count=count,
-        mean=jax.tree.map(lambda a, d: a + weigh(share, d), first.mean, delta),
-        mean_loss=first.mean_loss + weigh(share, second.mean_loss - first.mean_loss),
-        sum_squared_deviations=pool(first.sum_squared_deviations, second.sum_squared_deviations, _squared_norm(delta)),
-        coordinate_sums=coordinate_sums,
+    gains = GradientMoments(
+        count=part.count,
+        mean=jax.tree.map(lambda d: weigh(share, d), delta),
+        mean_loss=weigh(share, (part.mean_loss - total.mean_loss) - lost.mean_loss),
+        sum_squared_deviations=part.sum_squared_deviations + weigh(overlap, _squared_norm(delta)),
+        coordinate_sums=None
+        if part.coordinate_sums is None
+        else jax.tree.map(lambda new, d: new + weigh(overlap, d**2), part.coordinate_sums, delta),
     )
+    pairs = jax.tree.map(lambda old, rest, gain: _two_sum(old, rest + gain), total, lost, gains)
+    return _Running(*jax.tree.transpose(jax.tree.structure(total), jax.tree.structure((0, 0)), pairs))
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rounded sum of two numbers, and what rounding took from it (D. E. Knuth; Dekker, 1971)."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
 
 
 def _stream(loss_fn: kernels.Loss, params: PyTree, batches: Iterator[PyTree], per_coordinate: bool) -> GradientMoments:
     """The moments over an iterator, each batch checked while it is at hand."""
-    total, seen = None, 0
+    running, seen = None, 0
     structure: Any = None
     for batch in batches:
         size = _validate.leading_axis(batch=batch)
-        if total is None:
+        if running is None:
             structure = jax.tree.structure(batch)
             _validate.scalar_loss(loss_fn, params, batch)
-            total = _empty(params, batch, loss_fn, per_coordinate)
+            running = _empty(params, batch, loss_fn, per_coordinate)
         if structure != jax.tree.structure(batch):
             raise ValueError(
                 f"batches of data must have the structure of the first, {structure}, got {jax.tree.structure(batch)}"
             )
-        total = _add_chunk(loss_fn, size, params, *_chunk(batch, 0, size), total)
-        if not _is_finite(total):
+        running = _add_chunk(loss_fn, size, params, *_chunk(batch, 0, size), running)
+        if not _is_finite(running.total):
             kernels.require_finite(kernels.trace_batch(loss_fn, params, batch), seen)
-            raise _overflow(total)
+            raise _overflow(running.total)
         seen += size
-    if total is None:
+    if running is None:
         raise ValueError("data must have at least one batch, got an empty iterator")
-    return total
+    return running.total
 
 
 def _chunk(data: PyTree, start: int, size: int) -> tuple[PyTree, Any]:
@@ -215,11 +235,11 @@ def _add_chunk(
     params: PyTree,
     data: PyTree,
     start: Any,
-    total: GradientMoments,
-) -> GradientMoments:
+    running: _Running,
+) -> _Running:
     chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), data)
     g = kernels.trace_batch(loss_fn, params, chunk)
-    return merge(total, _of(g, total.coordinate_sums is not None))
+    return _add(running, _of(g, running.total.coordinate_sums is not None))
 
 
 def _of(g: kernels.PerExampleGradients, per_coordinate: bool) -> GradientMoments:
@@ -233,7 +253,7 @@ def _of(g: kernels.PerExampleGradients, per_coordinate: bool) -> GradientMoments
     )
 
 
-def _empty(params: PyTree, batch: PyTree, loss_fn: kernels.Loss, per_coordinate: bool) -> GradientMoments:
+def _empty(params: PyTree, batch: PyTree, loss_fn: kernels.Loss, per_coordinate: bool) -> _Running:
     """The moments of no example: the neutral element of :func:`merge`."""
 
     def moments_of_one(params: PyTree, batch: PyTree) -> GradientMoments:
@@ -241,7 +261,7 @@ def _empty(params: PyTree, batch: PyTree, loss_fn: kernels.Loss, per_coordinate:
         return _of(kernels.trace_batch(loss_fn, params, one), per_coordinate)
 
     shapes = jax.eval_shape(moments_of_one, params, batch)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return _Running(*[jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)] * 2)
 
 
 def _is_finite(m: GradientMoments) -> bool:

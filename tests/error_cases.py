@@ -114,6 +114,16 @@ CASES: list[Case] = [
     ),
     (
         ValueError,
+        "memory_limit must be at least 16 bytes, which one example needs, got 15",
+        lambda *_: jaxsgd.per_example_gradients(linear_loss, memory_limit=15)(ONE, jnp.ones(3)),
+    ),
+    (
+        ValueError,
+        "memory_limit must be at least 1, got 0",
+        lambda *_: jaxsgd.per_example_gradients(linear_loss, memory_limit=0),
+    ),
+    (
+        ValueError,
         "the number of examples must be at least 2, got 1",
         lambda *_: moments.of(gradients(batch=(1.0,))).trace_covariance(ddof=1),
     ),

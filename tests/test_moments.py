@@ -17,6 +17,7 @@ from twins import Loop, assert_close, flat, loop, loop_of
 
 import jaxsgd
 from jaxsgd import moments
+from jaxsgd.problems import Problem
 
 TOLERANCE = 1e-12  # of the gradients' scale, in float64
 merge = jax.jit(moments.merge)
@@ -152,6 +153,30 @@ def test_float32_with_a_mean_a_thousand_times_the_noise(chunk_size: int | None) 
     assert_close(m.trace_covariance(ddof=0), truth, atol=1e-4 * truth)
     textbook = ((problem.data**2).mean(axis=0) - problem.data.mean(axis=0) ** 2).sum()
     assert abs(float(textbook) - truth) > 1e-3 * truth, "the control must be off"
+
+
+def layer_loss(weights: jax.Array, example: Any) -> jax.Array:
+    """The gradient is the outer product of two vectors of the example."""
+    return example["b"] @ (weights @ example["a"])
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1000, 64])
+@pytest.mark.parametrize("kind", ["dense", "outer"])
+def test_a_million_float32_examples_with_a_mean_a_thousand_times_the_noise(kind: str, chunk_size: int | None) -> None:
+    """Catches sums over chunks, or over examples, whose rounding grows with their number."""
+    rng = np.random.default_rng(0)
+    a = (1000 + rng.exponential(size=(10**6, 3))).astype(np.float32)
+    if kind == "dense":
+        G, problem = a.astype(np.float64), gradients_given(a, jnp.float32)
+    else:
+        b = (1 + 1e-3 * rng.normal(size=(10**6, 2))).astype(np.float32)
+        G = b.astype(np.float64)[:, :, None] * a.astype(np.float64)[:, None, :]
+        problem = Problem(layer_loss, jnp.zeros((2, 3), jnp.float32), {"a": a, "b": b})
+    m = jaxsgd.gradient_moments(*problem, chunk_size=chunk_size, per_coordinate=True)
+    assert m.trace_covariance(ddof=0).dtype == jnp.float32
+    np.testing.assert_allclose(m.mean, G.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(m.trace_covariance(ddof=0), G.var(axis=0).sum(), rtol=1e-5)
+    np.testing.assert_allclose(m.variance(ddof=0), G.var(axis=0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
