@@ -28,6 +28,8 @@ Modules, and the only modules of the package that each may import:
     _streamed    : _factors, _gradients
     _store       :
     kernels      : _gradients, _streamed, _validate
+    checks       : _gradients, _validate
+    model_agnostic : _factors, _gradients, _validate
     moments      : _factors, kernels, _validate
     designs      : _validate
     _curves      : kernels, moments, designs, _validate
@@ -37,7 +39,8 @@ Modules, and the only modules of the package that each may import:
 Importing this package changes no configuration of JAX.
 """
 
-from jaxsgd import designs, estimators, kernels, moments, problems
+from jaxsgd import checks, designs, estimators, kernels, model_agnostic, moments, problems
+from jaxsgd.checks import check_per_example
 from jaxsgd.kernels import PerExampleGradients, per_example_gradients
 from jaxsgd.moments import GradientMoments, gradient_moments
 from jaxsgd.problems import Problem
@@ -49,10 +52,13 @@ __all__ = [
     "PerExampleGradients",
     "Problem",
     "__version__",
+    "check_per_example",
+    "checks",
     "designs",
     "estimators",
     "gradient_moments",
     "kernels",
+    "model_agnostic",
     "moments",
     "per_example_gradients",
     "problems",

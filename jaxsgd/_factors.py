@@ -49,6 +49,11 @@ def examples_at_a_time(products: int) -> int:
     return max(1, budget // max(products, 1))
 
 
+def squared_norm(tree: Any) -> Array:
+    """‖v‖² of a pytree v."""
+    return total([jnp.sum(accumulated(leaf) ** 2) for leaf in jax.tree.leaves(tree)])
+
+
 def chunked(arrays: Any, size: int) -> tuple[Any, Any]:
     """Arrays with a leading axis of n as (n // size, size, ...), and the last n % size entries, or None."""
     count = len(jax.tree.leaves(arrays)[0])

@@ -123,12 +123,12 @@ class PerExampleGradients:
         sizes = [sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(f)) for f in self.factors]
         for path, i in jax.tree_util.tree_leaves_with_path(indices):
             factor = self.factors[i]
-            costs = (_si(sizes[i]), *map(_si, factor.flops()))
+            costs = (si(sizes[i]), *map(si, factor.flops()))
             rows.append((f"{jax.tree_util.keystr(path)} {factor.shape}", self.rules[i], factor.describe(), *costs))
         totals = [sum(costs) for costs in zip(*(factor.flops() for factor in self.factors), strict=True)]
         formed = self.count * self.num_params * jnp.dtype(accumulation_dtype(self.example_losses)).itemsize
-        rows.append(("total", "", f"instead of {_si(formed)} bytes", _si(sum(sizes)), *map(_si, totals)))
-        return _table(rows)
+        rows.append(("total", "", f"instead of {si(formed)} bytes", si(sum(sizes)), *map(si, totals)))
+        return table(rows)
 
     # The statistics themselves. What a caller may pass has been checked.
 
@@ -187,7 +187,7 @@ def _compiled(method: str, g: PerExampleGradients, *arguments: Any) -> Any:
     return getattr(g, method)(*arguments)
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: list[tuple[str, ...]]) -> str:
     """Rows in columns: the first three to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -200,7 +200,7 @@ def _table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
-def _si(number: int) -> str:
+def si(number: int) -> str:
     """A number to three digits, with an SI prefix."""
     power = min(int(math.log10(max(number, 1)) // 3), 5)
     return f"{number / 1000**power:.3g}{' kMGTP'[power].strip()}"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._factors import accumulated, chunked, total
+from jaxsgd._factors import accumulated, chunked, squared_norm
 from jaxsgd._gradients import Loss, PerExampleGradients, trace_batch
 
 
@@ -57,7 +57,7 @@ class StreamedGradients(PerExampleGradients):
         def deviations(g: PerExampleGradients) -> Float[Array, " n"]:
             delta = jax.tree.map(jnp.subtract, g.mean(), mean)
             products = g.inner_products(delta)
-            return g.squared_deviations() + 2 * (products - products.mean()) + _squared_norm(delta)
+            return g.squared_deviations() + 2 * (products - products.mean()) + squared_norm(delta)
 
         return self._map(deviations)
 
@@ -65,7 +65,7 @@ class StreamedGradients(PerExampleGradients):
         mean = self._mean()
 
         def deviation(g: PerExampleGradients) -> Float[Array, ""]:
-            return g.total_deviation() + g.count * _squared_norm(jax.tree.map(jnp.subtract, g.mean(), mean))
+            return g.total_deviation() + g.count * squared_norm(jax.tree.map(jnp.subtract, g.mean(), mean))
 
         return self._sum(deviation)
 
@@ -127,7 +127,3 @@ def streamed(loss_fn: Loss, params: PyTree, batch: PyTree, chunk_size: int) -> S
     return StreamedGradients(
         losses, jax.tree.structure(params), params=params, batch=batch, loss_fn=loss_fn, chunk_size=chunk_size
     )
-
-
-def _squared_norm(tree: PyTree) -> Float[Array, ""]:
-    return total([jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)])

@@ -41,7 +41,7 @@ class GradientMoments:
     @property
     def squared_mean_norm(self) -> Float[Array, ""]:
         """‖ḡ‖²."""
-        return _squared_norm(self.mean)
+        return _factors.squared_norm(self.mean)
 
     @property
     def squared_norms_mean(self) -> Float[Array, ""]:
@@ -177,7 +177,7 @@ def _add(running: _Running, part: GradientMoments) -> _Running:
         count=part.count,
         mean=jax.tree.map(lambda d: weigh(share, d), delta),
         mean_loss=weigh(share, (part.mean_loss - total.mean_loss) - lost.mean_loss),
-        sum_squared_deviations=part.sum_squared_deviations + weigh(overlap, _squared_norm(delta)),
+        sum_squared_deviations=part.sum_squared_deviations + weigh(overlap, _factors.squared_norm(delta)),
         coordinate_sums=None
         if part.coordinate_sums is None
         else jax.tree.map(lambda new, d: new + weigh(overlap, d**2), part.coordinate_sums, delta),
@@ -274,7 +274,3 @@ def _is_finite(m: GradientMoments) -> bool:
 def _overflow(m: GradientMoments) -> ValueError:
     dtype = m.sum_squared_deviations.dtype
     return ValueError(f"sums of squared gradients overflow {dtype}: scale the loss down, or use float64 parameters")
-
-
-def _squared_norm(tree: PyTree) -> Float[Array, ""]:
-    return _factors.total([jnp.sum(_factors.accumulated(leaf) ** 2) for leaf in jax.tree.leaves(tree)])

@@ -14,7 +14,7 @@ from own_designs import Bernoulli, Unequal
 from registry import gradients_given, linear_loss, measured
 
 import jaxsgd
-from jaxsgd import _store, designs, estimators, moments, problems
+from jaxsgd import _store, designs, estimators, model_agnostic, moments, problems
 
 KEY = jax.random.key(0)
 ONE = jnp.asarray(1.0)
@@ -116,6 +116,16 @@ CASES: list[Case] = [
         ValueError,
         "memory_limit must be at least 16 bytes, which one example needs, got 15",
         lambda *_: jaxsgd.per_example_gradients(linear_loss, memory_limit=15)(ONE, jnp.ones(3)),
+    ),
+    (
+        ValueError,
+        "num_draws must be at least 2, got 1",
+        lambda *_: model_agnostic.random_sign_moments(*problems.line_fit(), key=KEY, num_draws=1),
+    ),
+    (
+        ValueError,
+        "num_examples must be at least 1, got 0",
+        lambda *_: jaxsgd.check_per_example(*problems.line_fit(), num_examples=0),
     ),
     (
         ValueError,

@@ -1,0 +1,186 @@
+"""Gradient statistics of any loss from ordinary passes alone: no rules, no factors, memory of a few gradients.
+
+The alternative route for models that are too large, or written in a way that has no factored form. Inner products with
+one direction are exact, from one forward pass; variances are estimated from backward passes with random signs, and
+carry their standard errors.
+
+Imports ``_factors``, ``_gradients`` and ``_validate`` only.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxsgd import _validate
+from jaxsgd._factors import accumulated, accumulation_dtype, chunked, squared_norm
+from jaxsgd._gradients import Loss
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RandomSignMoments:
+    """Moments of n per-example gradients, estimated with random signs.
+
+    Attributes:
+        mean: ḡ, exact; a pytree like ``params``.
+        variance: an unbiased estimate of (1/n) Σ (g_i − ḡ)², coordinate by coordinate.
+        variance_standard_error: its standard error, a pytree like ``params``.
+        trace_covariance: an unbiased estimate of tr Σ = (1/n) Σ ‖g_i − ḡ‖².
+        trace_standard_error: its standard error.
+        num_draws: how many sign vectors were drawn.
+    """
+
+    mean: Any
+    variance: Any
+    variance_standard_error: Any
+    trace_covariance: Any
+    trace_standard_error: Any
+    num_draws: Any
+
+    @property
+    def second_moment(self) -> PyTree:
+        """(1/n) Σ g_i², coordinate by coordinate, with the standard error of ``variance``: ḡ² is exact."""
+        return jax.tree.map(lambda v, m: v + m**2, self.variance, self.mean)
+
+    @property
+    def squared_norms_mean(self) -> Float[Array, ""]:
+        """(1/n) Σ ‖g_i‖² = tr Σ + ‖ḡ‖², with the standard error of ``trace_covariance``."""
+        return self.trace_covariance + squared_norm(self.mean)
+
+
+def random_sign_moments(
+    loss_fn: Loss, params: PyTree, batch: PyTree, *, key: Array, num_draws: int, chunk_size: int | None = None
+) -> RandomSignMoments:
+    """Estimate the variance of per-example gradients from ``num_draws`` + 1 backward passes over the batch.
+
+    For independent signs ε_i = ±1 with mean ε̄, u = Σ (ε_i − ε̄) g_i is the gradient of a weighted sum of losses: one
+    backward pass. The signs are uncorrelated, so Cov(ε − ε̄1) = I − 11ᵀ/n, E u = 0, and
+
+        E u² = Σ (g_i − ḡ)² in every coordinate,    E ‖u‖² = Σ ‖g_i − ḡ‖²:
+
+    both are unbiased after division by n (Hutchinson's estimator of a trace, for the centered Gram matrix K̃). One draw
+    of ‖u‖² has variance 2 (‖K̃‖_F² − Σ K̃_ii²).
+
+    Args:
+        loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.
+        params: a pytree of floating-point arrays.
+        batch: a pytree of arrays with n examples along the first axis of each.
+        key: draw r uses ``fold_in(key, r)``.
+        num_draws: at least 2, for the standard errors.
+        chunk_size: how many examples a pass takes at a time; all at once by default.
+
+    Raises:
+        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`, for a ``key`` that is none, or if there are
+            fewer than two draws.
+
+    References:
+        M. F. Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines",
+        Communications in Statistics – Simulation and Computation 19, 1990.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> m = random_sign_moments(loss_fn, params, data, key=jax.random.key(0), num_draws=1000)
+    >>> abs(float(m.trace_covariance) - 15.75) < 3 * float(m.trace_standard_error)
+    True
+    """
+    _check(loss_fn, params, batch)
+    _validate.random_key(key=key)
+    _validate.at_least(2, num_draws=num_draws)
+    count = jax.tree.leaves(batch)[0].shape[0]
+    chunk_size = count if chunk_size is None else chunk_size
+    _validate.positive_integer(chunk_size=chunk_size)
+    return _random_sign_moments(loss_fn, num_draws, min(chunk_size, count), params, batch, key)
+
+
+def inner_products(loss_fn: Loss, params: PyTree, batch: PyTree, direction: PyTree) -> Float[Array, " n"]:
+    """⟨g_i, v⟩, shape (n,), exactly, from one forward pass: the derivatives of all losses along ``direction`` v.
+
+    Args:
+        loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.
+        params: a pytree of floating-point arrays.
+        batch: a pytree of arrays with n examples along the first axis of each.
+        direction: v, a pytree like ``params``.
+
+    Raises:
+        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`, or if ``direction`` is not like ``params``.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> direction = {"m": jnp.asarray(1.0), "b": jnp.asarray(0.5)}
+    >>> [round(float(product), 6) + 0 for product in inner_products(loss_fn, params, data, direction)]
+    [0.0, -3.0, 5.0, -7.0]
+    """
+    _check(loss_fn, params, batch)
+    leaves, structure = jax.tree.flatten(params)
+    _validate.like_params(structure, tuple(leaf.shape for leaf in leaves), direction=direction)
+    return _directional_derivatives(loss_fn, params, batch, direction)
+
+
+def _check(loss_fn: Loss, params: PyTree, batch: PyTree) -> None:
+    _validate.floating_leaves(params=params)
+    _validate.leading_axis(batch=batch)
+    _validate.scalar_loss(loss_fn, params, batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def _directional_derivatives(loss_fn: Loss, params: PyTree, batch: PyTree, direction: PyTree) -> Float[Array, " n"]:
+    tangent = jax.tree.map(lambda leaf, v: v.astype(leaf.dtype), params, direction)
+    _, products = jax.jvp(lambda params: jax.vmap(loss_fn, in_axes=(None, 0))(params, batch), (params,), (tangent,))
+    return accumulated(products)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _random_sign_moments(
+    loss_fn: Loss, num_draws: int, chunk_size: int, params: PyTree, batch: PyTree, key: Array
+) -> RandomSignMoments:
+    count = jax.tree.leaves(batch)[0].shape[0]
+    dtype = accumulation_dtype(*jax.tree.leaves(params))
+
+    def weighted_gradient(weights: Float[Array, " n"]) -> PyTree:
+        return _weighted_gradient(loss_fn, chunk_size, params, batch, weights)
+
+    def terms(draw: Array) -> tuple[PyTree, Array]:
+        """Unbiased estimates of the variance and of its trace."""
+        signs = jax.random.rademacher(jax.random.fold_in(key, draw), (count,), dtype)
+        u = weighted_gradient(signs - signs.mean())
+        return jax.tree.map(lambda leaf: leaf**2 / count, u), squared_norm(u) / count
+
+    def add(carry: tuple[Any, Any], draw: Array) -> tuple[tuple[Any, Any], None]:
+        """Welford's update of the mean and of the sum of squared deviations from it."""
+        mean, squares = carry
+        term = terms(draw)
+        delta = jax.tree.map(jnp.subtract, term, mean)
+        mean = jax.tree.map(lambda m, d: m + d / (draw + 1).astype(d.dtype), mean, delta)
+        squares = jax.tree.map(lambda s, d, t, m: s + d * (t - m), squares, delta, term, mean)
+        return (mean, squares), None
+
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(terms, jnp.zeros((), int)))
+    (mean, squares), _ = jax.lax.scan(add, (zeros, zeros), jnp.arange(num_draws))
+    errors = jax.tree.map(lambda s: jnp.sqrt(s / (num_draws * (num_draws - 1))), squares)
+    return RandomSignMoments(
+        weighted_gradient(jnp.full(count, 1 / count, dtype)), mean[0], errors[0], mean[1], errors[1], num_draws
+    )
+
+
+def _weighted_gradient(
+    loss_fn: Loss, chunk_size: int, params: PyTree, batch: PyTree, weights: Float[Array, " n"]
+) -> PyTree:
+    """Σ w_i g_i by ordinary backward passes, a chunk of examples at a time."""
+
+    def of_chunk(chunk: tuple[PyTree, Array]) -> PyTree:
+        batch, weights = chunk
+
+        def weighted_loss(params: PyTree) -> Array:
+            losses = jax.vmap(loss_fn, in_axes=(None, 0))(params, batch)
+            return jnp.sum(losses * weights.astype(losses.dtype))
+
+        return jax.tree.map(accumulated, jax.grad(weighted_loss)(params))
+
+    some, rest = chunked((batch, weights), chunk_size)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(accumulated(leaf)), params)
+    found, _ = jax.lax.scan(lambda sums, chunk: (jax.tree.map(jnp.add, sums, of_chunk(chunk)), None), zeros, some)
+    return found if rest is None else jax.tree.map(jnp.add, found, of_chunk(rest))
