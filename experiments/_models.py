@@ -124,7 +124,7 @@ def _block_params(draw: Draw, width: int) -> dict[str, Any]:
 def _norm(params: Any, x: jax.Array) -> jax.Array:
     centered = x - x.mean(-1, keepdims=True)
     variance = jnp.mean(centered**2, axis=-1, keepdims=True)
-    return centered * jax.lax.rsqrt(variance + 1e-5) * params["scale"] + params["shift"]
+    return centered * jax.lax.rsqrt(variance + 1e-5) * params["scale"][None] + params["shift"][None]
 
 
 def _block(x: jax.Array, params: Any, heads: int = 4) -> jax.Array:
