@@ -20,10 +20,11 @@ Modules, and the only modules of the package that each may import:
     _dense       : _factors
     _outer       : _dense, _factors
     _sparse      : _factors
-    _recipe      : _dense, _outer, _sparse, _jaxpr
+    _shifted     : _factors
+    _recipe      : _dense, _outer, _shifted, _sparse, _jaxpr
     _convolution : _factors, _outer, _jaxpr, _recipe
     _rules       : _convolution, _dense, _factors, _outer, _sparse, _jaxpr, _recipe
-    _trace       : _dense, _factors, _outer, _jaxpr, _recipe, _rules
+    _trace       : _dense, _factors, _outer, _shifted, _jaxpr, _recipe, _rules
     _gradients   : _factors, _recipe, _trace, _validate
     _streamed    : _factors, _gradients
     _store       :

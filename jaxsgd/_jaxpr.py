@@ -18,14 +18,18 @@ _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "cu
 
 
 class Value:
-    """One array of the graph: an input, a constant, or an output of an operation."""
+    """One array of the graph: an input, a constant, or an output of an operation.
 
-    __slots__ = ("aval", "constant", "operation")
+    ``varies`` is False of constants, of inputs that are shared, and of what is computed from these alone.
+    """
 
-    def __init__(self, aval: Any, operation: "Operation | None" = None, constant: Any = None):
+    __slots__ = ("aval", "constant", "operation", "varies")
+
+    def __init__(self, aval: Any, operation: "Operation | None" = None, constant: Any = None, varies: bool = True):
         self.aval = aval
         self.operation = operation
         self.constant = constant
+        self.varies = varies and constant is None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,8 +46,9 @@ class Operation:
         self.primitive = equation.primitive
         self.params: dict[str, Any] = equation.params
         self.inputs = inputs
-        self.outputs = [Value(variable.aval, self) for variable in equation.outvars]
         self.has_effects = bool(equation.effects)
+        varies = self.has_effects or any(value.varies for value in inputs)
+        self.outputs = [Value(variable.aval, self, varies=varies) for variable in equation.outvars]
 
     def run(self, values: dict[Value, Any], requested: set[Value]) -> None:
         """Compute the outputs from the values of the inputs, and add them to ``values``."""
@@ -61,8 +66,9 @@ class Operation:
 class Graph:
     """Inputs, outputs, and the operations between them in a valid order."""
 
-    def __init__(self, closed_jaxpr: Any):
-        self.inputs = [Value(variable.aval) for variable in closed_jaxpr.jaxpr.invars]
+    def __init__(self, closed_jaxpr: Any, num_shared: int = 0):
+        inputs = enumerate(closed_jaxpr.jaxpr.invars)
+        self.inputs = [Value(variable.aval, varies=place >= num_shared) for place, variable in inputs]
         self.effectful: list[Operation] = []  # a print or a callback runs, whether or not a value needs it
         self._count = 0
         self.outputs = self._inline(closed_jaxpr, self.inputs)
@@ -164,12 +170,13 @@ class Scan(Operation):
         values.update(zip(stacked, ys, strict=True))
 
 
-def trace(function: Callable[..., Any], *arguments: Any) -> Graph:
-    """The graph of ``function(*arguments)``; arguments are pytrees of anything with a shape and a dtype.
+def trace(function: Callable[..., Any], shared: Any, *arguments: Any) -> Graph:
+    """The graph of ``function(shared, *arguments)``; arguments are pytrees of anything with a shape and a dtype.
 
-    Inputs and outputs are the leaves of the arguments and of the result.
+    Inputs and outputs are the leaves of the arguments and of the result. Values that depend on ``shared`` alone are
+    known not to vary.
     """
-    return Graph(jax.make_jaxpr(function)(*arguments))
+    return Graph(jax.make_jaxpr(function)(shared, *arguments), len(jax.tree.leaves(shared)))
 
 
 def evaluate(requested: Sequence[Value], known: dict[Value, Any], effectful: Sequence[Operation] = ()) -> list[Any]:

@@ -5,8 +5,10 @@ A factor is what the gradients of n examples with respect to one parameter are k
     Outer    g_i = Σ_t a_it b_itᵀ, as a dense layer, a convolution or a recurrence gives it
     Sparse   g_i = Σ_t e_(k_it) r_itᵀ, rows added to a table, as an embedding gives it
     Dense    g_i itself
+    Shifted  one of these, and a part that is the same for every example, as a weight penalty adds it
 
-All have the same methods, the algebra of ``kernels``. Imports ``_dense``, ``_jaxpr``, ``_outer`` and ``_sparse`` only.
+All have the same methods, the algebra of ``kernels``. Imports ``_dense``, ``_jaxpr``, ``_outer``, ``_shifted`` and
+``_sparse`` only.
 """
 
 from collections.abc import Callable
@@ -16,9 +18,10 @@ from typing import Any
 from jaxsgd._dense import Dense
 from jaxsgd._jaxpr import Value
 from jaxsgd._outer import Layout, Outer
+from jaxsgd._shifted import Shifted
 from jaxsgd._sparse import Sparse
 
-Factor = Dense | Outer | Sparse
+Factor = Dense | Outer | Shifted | Sparse
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Recipe:
     ``kind`` is the class of factor, and ``layout`` and ``blocks`` are what is known of an :class:`Outer` before it is
     built: the layout, and the numbers of dimensions of the layout's base that are blocks, left and right sides.
     ``direct`` is a cheaper way from the arrays to the gradient, of the size of the layout's base, where there is one.
+    ``shared`` are values, the same for every example, which are added to the gradient.
     ``rule`` names the primitives that were understood, and ``why`` says why none was.
     """
 
@@ -37,6 +41,7 @@ class Recipe:
     layout: Layout = field(default=Layout(()))
     sides: tuple[int, int, int] = (0, 0, 0)
     direct: Callable[..., Any] | None = None
+    shared: tuple[Value, ...] = ()
     rule: str = ""
     why: str = ""
 

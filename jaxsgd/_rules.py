@@ -7,6 +7,7 @@ rule is named after the primitive it understands. Where none applies the gradien
 Imports ``_convolution``, ``_dense``, ``_factors``, ``_jaxpr``, ``_outer``, ``_recipe`` and ``_sparse`` only.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,10 +28,16 @@ from jaxsgd._sparse import Sparse
 
 def find(value: Value) -> Recipe:
     """The recipe for a value: factored where a rule applies, else dense."""
+    terms = _terms(value)
+    shared = tuple(term for term in terms if not term.varies and not _is_zero(term))
     try:
-        return _find(value)
+        if not shared:
+            return _find(value)
+        varying = [_find(term) for term in terms if term.varies]
+        recipe = functools.reduce(_added, varying, _zero(value))
     except NoRule as reason:
         return _dense(value, str(reason))
+    return replace(recipe, shared=shared)
 
 
 def _find(value: Value) -> Recipe:

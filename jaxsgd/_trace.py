@@ -3,7 +3,7 @@
 The loss of ONE example is differentiated and traced, ``_rules`` finds for every parameter the operands that its
 gradient is made of, and those operands, not the gradients, are computed for the whole batch under ``vmap``.
 
-Imports ``_dense``, ``_factors``, ``_jaxpr``, ``_outer``, ``_recipe`` and ``_rules`` only.
+Imports ``_dense``, ``_factors``, ``_jaxpr``, ``_outer``, ``_recipe``, ``_rules`` and ``_shifted`` only.
 """
 
 import math
@@ -21,6 +21,7 @@ from jaxsgd._jaxpr import Operation, Value, evaluate, trace
 from jaxsgd._outer import Outer
 from jaxsgd._recipe import Factor, Recipe
 from jaxsgd._rules import find
+from jaxsgd._shifted import Shifted
 
 
 def loss_and_factors(
@@ -42,9 +43,12 @@ def loss_and_factors(
     values = [graph.outputs[0], *(value for recipe in together for value in recipe.values)]
     losses, *arrays = jax.vmap(lambda example: of_one(values, example, graph.effectful))(batch)
     factors: dict[Recipe, Factor] = {}
+    shared = [value for recipe in together for value in recipe.shared]
+    known = known_params | dict(zip(shared, evaluate(shared, known_params), strict=True))
     for recipe in together:
         mine, arrays = arrays[: len(recipe.values)], arrays[len(recipe.values) :]
-        factors[recipe] = _built(recipe, mine, count)
+        base = _built(recipe, mine, count)
+        factors[recipe] = Shifted(base, sum(known[value] for value in recipe.shared)) if recipe.shared else base
     if alone:
         whys = [recipe.why for recipe in alone.values()]
         found = dense_one_by_one(lambda example: tuple(of_one(list(alone), example)), (batch,), 1, whys)

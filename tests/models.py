@@ -274,7 +274,7 @@ def reused(name):
     return loss, {"w": normal(0, 8, 8)}, {"x": normal(1, N, 8)}, set()
 
 
-@model("weight_normalized", "masked_weight", "penalized")
+@model("weight_normalized", "masked_weight")
 def dense(name):
     """Uses that have no factored form: the gradient stays dense."""
 
@@ -284,9 +284,24 @@ def dense(name):
             w = w / jnp.sqrt(jnp.sum(w**2, axis=0, keepdims=True))
         elif name == "masked_weight":
             w = w * jnp.tri(8, dtype=w.dtype)
-        return jnp.sum(jnp.tanh(example["x"] @ w)) + (jnp.sum(w**2) if name == "penalized" else 0.0)
+        return jnp.sum(jnp.tanh(example["x"] @ w))
 
     return loss, {"w": normal(0, 8, 8)}, {"x": normal(1, N, 8)}, {"w"}
+
+
+@model("penalized", "penalized_embedding", "penalized_positions")
+def penalized(name):
+    """A penalty on the weights adds the same to every gradient."""
+    size = {"penalized": (), "penalized_embedding": (2,), "penalized_positions": (20,)}[name]
+
+    def loss(params, example):
+        rows = params["w"][example["i"]] if name == "penalized_embedding" else example["x"] @ params["w"]
+        penalty = 0.1 * jnp.sum(params["w"] ** 2) + jnp.sum(jnp.abs(params["alone"]))
+        return jnp.sum(jnp.tanh(rows)) + penalty + jnp.sum(example["x"])
+
+    batch = {"x": normal(1, N, *size, 8), "i": labels(2, 8, N, 2)}
+    params = {"w": normal(0, 8, 8), "alone": normal(3, 9, 9)}
+    return loss, params, batch, {"w"} if name == "penalized_positions" else set()
 
 
 @model()

@@ -108,7 +108,8 @@ def test_stays_factored_and_explains(name):
         assert line.startswith(f"{jax.tree_util.keystr(path)} {leaf.shape} ")
         stacked = name.startswith("scan") or (name == "gpt_scanned" and "blocks" in jax.tree_util.keystr(path))
         if leaf.ndim - stacked >= 2 and leaf.size:
-            assert isinstance(factor, _dense.Dense) == (path[-1].key in dense), g.explain()
+            base = getattr(factor, "base", factor)
+            assert isinstance(base, _dense.Dense) == (path[-1].key in dense), g.explain()
 
 
 @pytest.mark.parametrize("name", ["tanh", "conv_same", "scan_over_layers", "embedding", "recurrent"])
