@@ -85,10 +85,8 @@ class Shifted:
 
     def flops(self) -> Flops:
         """Predicted floating-point operations, two for a product that is added."""
-        base, size = self.base.flops(), 2 * self.shift.size
-        return Flops(
-            base.mean + size, base.squared_norms + base.mean, base.second_moment + 3 * size, base.gram + base.mean
-        )
+        mean, norms, second_moment, gram = self.base.flops()
+        return Flops(mean, norms + mean, second_moment + mean, gram + 2 * mean)
 
     def describe(self) -> str:
         """How the gradients are kept, for people."""
