@@ -102,7 +102,7 @@ class Sparse:
 
     def materialize(self) -> Array:
         """All g_i, shape (n, *shape)."""
-        return jax.vmap(self._scatter)(self.indices, self.rows).reshape(self.count, *self.shape)
+        return jax.vmap(self._scatter)(self.indices, accumulated(self.rows)).reshape(self.count, *self.shape)
 
     def flops(self) -> Flops:
         """Predicted floating-point operations, two for a product that is added."""

@@ -6,7 +6,7 @@ applying is noticed.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ def model(*names: str):
 
     def register(function):
         for name in names or (function.__name__,):
-            MODELS[name] = partial(function, name) if names else function
+            MODELS[name] = cache(partial(function, name) if names else function)
         return function
 
     return register
