@@ -29,11 +29,16 @@ Modules, and the only modules of the package that each may import:
     _curves      : kernels, moments, designs, _validate
     estimators   : _curves, _factors, kernels, moments, designs, _validate
     problems     : _validate
+    _batch_losses   :
+    _set_functions  :
+    _subset_losses  : _batch_losses, _set_functions
+    additivity      : _batch_losses, _set_functions, _subset_losses, _validate
 
 Importing this package changes no configuration of JAX.
 """
 
-from jaxsgd import designs, estimators, kernels, moments, problems
+from jaxsgd import additivity, designs, estimators, kernels, moments, problems
+from jaxsgd.additivity import check_additivity
 from jaxsgd.kernels import PerExampleGradients, per_example_gradients
 from jaxsgd.moments import GradientMoments, gradient_moments
 from jaxsgd.problems import Problem
@@ -45,6 +50,8 @@ __all__ = [
     "PerExampleGradients",
     "Problem",
     "__version__",
+    "additivity",
+    "check_additivity",
     "designs",
     "estimators",
     "gradient_moments",
