@@ -27,12 +27,12 @@ Modules, and the only modules of the package that each may import:
     moments      : _factors, kernels, _validate
     designs      : _validate
     _curves      : kernels, moments, designs, _validate
-    estimators   : _curves, _factors, kernels, moments, designs, _validate
+    _batch_losses  : _factors, designs, _validate
+    _set_functions :
+    _subset_losses : _batch_losses, _set_functions
+    estimators   : _batch_losses, _curves, _factors, kernels, moments, designs, _validate
     problems     : _validate
-    _batch_losses   :
-    _set_functions  :
-    _subset_losses  : _batch_losses, _set_functions
-    additivity      : _batch_losses, _set_functions, _subset_losses, _validate
+    additivity   : _batch_losses, _set_functions, _subset_losses, _validate
 
 Importing this package changes no configuration of JAX.
 """

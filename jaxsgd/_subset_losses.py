@@ -82,7 +82,7 @@ class Trial:
             members = members[[not self.sizes[int(m)] for m in members.sum(axis=1) * len(units[0])]]
             rows = [np.concatenate([units[u] for u in np.flatnonzero(row)]) for row in members]
             losses, gradients = self.evaluate(rows)
-            family = Family(members, len(units[0]), losses, gradients, self._unit())
+            family = Family(members, len(units[0]), losses, gradients, self.unit)
             finite = np.isfinite(losses) & np.isfinite(gradients).all(axis=1)
             if finite.any():
                 found.append((family.only(finite), [row for row, kept in zip(rows, finite, strict=True) if kept]))
@@ -121,11 +121,12 @@ class Trial:
             losses, gradients = self.evaluate([rows[i] for i in few], params, batch)
             changes = losses - family.loss[few], gradients - family.gradient[few]
             relative.append(relative_size(changes, family))
-        loss, gradient = np.nanmax(relative, axis=0) * self._unit() / epsilon
+        loss, gradient = np.nanmax(relative, axis=0) * self.unit / epsilon
         return float(loss), float(gradient)
 
-    def _unit(self) -> float:
-        """√k ε."""
+    @property
+    def unit(self) -> float:
+        """√k ε, for k operations: the rounding error of a loss that does not cancel, relative to it."""
         return self._epsilon() * self._operations**0.5
 
     def _epsilon(self) -> float:
@@ -140,11 +141,13 @@ class Trial:
         return float(max(counted, 0.0) + numbers)
 
     def repeated(self) -> tuple[float, float]:
-        """The loss of one subset, traced anew for the second number: a trace fixes what Python or NumPy draws."""
-        family, rows = self.evaluated[0]
-        part = jax.tree.map(lambda leaf: leaf[rows[0]], self.batch)
-        again = jax.jit(lambda *arguments: self.loss(*arguments))(self.params, part, self.key)
-        return float(family.loss[0]), float(again)
+        """The loss of one subset, traced anew each time: a trace fixes what Python or NumPy draws."""
+        rows = self.evaluated[0][1][0]
+        part = jax.tree.map(lambda leaf: leaf[rows], self.batch)
+        first, second = (
+            jax.jit(lambda *arguments: self.loss(*arguments))(self.params, part, self.key) for _ in range(2)
+        )
+        return float(first), float(second)
 
     def order_matters(self) -> bool:
         """Whether the same examples in the reverse order have another loss or gradient, beyond rounding."""

@@ -7,6 +7,7 @@ all checks but those on values run there as well.
 
 import operator
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -241,6 +242,48 @@ def fine_enough(limit: float, **named: float) -> None:
                 f"rounding errors may be {value:.1g} of the {name} of batch_loss_fn, and must be at most {limit:g} to "
                 "tell its form: use params of a finer dtype, or other values of them"
             )
+
+
+def none(**named: Any) -> None:
+    """Raise unless every value is None."""
+    for name, value in named.items():
+        if value is not None:
+            raise ValueError(f"{name} must be None unless batches are drawn: give num_draws as well")
+
+
+def has_method(method: str, **named: Any) -> None:
+    """Raise unless every value has a method of this name."""
+    for name, value in named.items():
+        if not callable(getattr(value, method, None)):
+            raise TypeError(f"{name} must have a method {method}(key, population_size), got {value!r}")
+
+
+def enumerable(*, max_batches: int, size: int, design: Any) -> None:
+    """Raise if the support is too large."""
+    if size > max_batches:
+        raise ValueError(f"max_batches must be at least {size} to enumerate {design}, got {max_batches}")
+
+
+def members(batch_size: int | None, *, weights: Sequence[Any], design: Any) -> list[int]:
+    """Return the examples that a weight vector puts into a batch, repeated as often as they were drawn, or raise."""
+    drawn = [i for i, weight in enumerate(weights) if weight > 0]
+    if not drawn:
+        raise ValueError(f"design must have no empty batch, on which a batch loss has no value, got {design}")
+    if batch_size is None or len(drawn) == batch_size:
+        return drawn
+    counts = [Fraction(weight) * batch_size for weight in weights]
+    if sum(counts) != batch_size or any(count.denominator != 1 for count in counts):
+        raise ValueError(
+            f"design must have weights n/{batch_size} that tell how often an example was drawn, got {design}"
+        )
+    return [i for i, count in enumerate(counts) for _ in range(int(count))]
+
+
+def finite_values(**named: Any) -> None:
+    """Raise unless all numbers of a pytree of a function's values are finite."""
+    for name, values in named.items():
+        if not all(np.isfinite(np.asarray(leaf, np.float64)).all() for leaf in jax.tree.leaves(values)):
+            raise ValueError(f"{name} must be finite, with a finite gradient, on every batch and on all data")
 
 
 def like_params(structure: Any, shapes: Sequence[tuple[int, ...]], **named: Any) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxsgd import _factors, _validate, designs, kernels, moments
+from jaxsgd._batch_losses import BatchLossGradient, batch_loss_gradient
 from jaxsgd._curves import (
     DesignName,
     SquaredErrorLaw,
@@ -34,10 +35,12 @@ from jaxsgd._curves import (
 )
 
 __all__ = [
+    "BatchLossGradient",
     "DesignName",
     "Estimate",
     "SquaredErrorLaw",
     "VarianceCurve",
+    "batch_loss_gradient",
     "enumerate_batches",
     "exact",
     "monte_carlo",
