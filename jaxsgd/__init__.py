@@ -30,7 +30,8 @@ Modules, and the only modules of the package that each may import:
     _batch_losses  : _factors, designs, _validate
     _set_functions :
     _subset_losses : _batch_losses, _set_functions
-    estimators   : _batch_losses, _curves, _factors, kernels, moments, designs, _validate
+    _sample_estimates : kernels, _validate
+    estimators   : _batch_losses, _curves, _sample_estimates, _factors, kernels, moments, designs, _validate
     problems     : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate
 

@@ -307,6 +307,24 @@ def vector(length: int, **named: Any) -> None:
             raise ValueError(f"{name} must have shape ({length},), got {jnp.shape(value)}")
 
 
+def matrix(length: int, **named: Any) -> None:
+    """Raise unless every value has shape ``(length, length)``."""
+    for name, value in named.items():
+        if jnp.shape(value) != (length, length):
+            raise ValueError(f"{name} must have shape ({length}, {length}), got {jnp.shape(value)}")
+
+
+def positive_probabilities(**named: Any) -> None:
+    """Raise, saying where, unless every number of every array is in (0, 1]."""
+    for name, values in named.items():
+        bad = np.argwhere(~((values > 0) & (values <= 1)))
+        if bad.size:
+            at = tuple(int(i) for i in bad[0])
+            raise ValueError(
+                f"{name} must be above 0 and at most 1, or no unbiased estimate exists, got {values[at]} at {at}"
+            )
+
+
 def _leaf(name: str, path: Any) -> str:
     return f"{name}{jax.tree_util.keystr(path)}"
 

@@ -430,4 +430,49 @@ CASES: list[Case] = [
         "batch_size must be at most the population size 3, got 5",
         lambda *_: over(designs.WithoutReplacement(5)),
     ),
+    (
+        ValueError,
+        "the number of examples must be at least 2, got 1",
+        lambda *_: estimators.with_replacement_variance(gradients(batch=(1.0,))),
+    ),
+    (
+        ValueError,
+        "the number of examples must be at least 2, got 1",
+        lambda *_: estimators.without_replacement_variance(gradients(batch=(1.0,)), population_size=3),
+    ),
+    (
+        ValueError,
+        "batch_size must be at most the population size 3, got 4",
+        lambda *_: estimators.without_replacement_variance(G, population_size=3),
+    ),
+    (
+        ValueError,
+        "joint_inclusion_probabilities must have shape (2, 2), got (2, 3)",
+        lambda *_: estimators.horvitz_thompson_variance(PAIR, jnp.ones(2), jnp.ones((2, 3)), population_size=3),
+    ),
+    (
+        ValueError,
+        "inclusion_probabilities must have shape (2,), got (3,)",
+        lambda *_: estimators.sen_yates_grundy_variance(PAIR, jnp.ones(3), TWO_BY_TWO, population_size=3),
+    ),
+    (
+        ValueError,
+        "joint_inclusion_probabilities must be above 0 and at most 1, … estimate exists, got 0.0 at (0, 1)",
+        lambda *_: estimators.sen_yates_grundy_variance(PAIR, jnp.ones(2), jnp.eye(2), population_size=3),
+    ),
+    (
+        ValueError,
+        "inclusion_probabilities must be above 0 and at most 1, or no unbiased estimate exists, got 1.5 at (1,)",
+        lambda *_: estimators.horvitz_thompson_variance(PAIR, jnp.asarray([1.0, 1.5]), TWO_BY_TWO, population_size=3),
+    ),
+    (
+        ValueError,
+        "the number of examples must be at least 4, got 2",
+        lambda *_: estimators.without_replacement_central_moments(PAIR, batch_size=1),
+    ),
+    (
+        ValueError,
+        "batch_size must be at most the population size 4, got 5",
+        lambda *_: estimators.without_replacement_central_moments(G, batch_size=5),
+    ),
 ]
