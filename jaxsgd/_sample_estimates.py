@@ -173,8 +173,8 @@ def without_replacement_central_moments(g: kernels.PerExampleGradients, *, batch
     >>> loss_fn, params, data = problems.line_fit()
     >>> g = kernels.per_example_gradients(loss_fn)(params, data)
     >>> moments = without_replacement_central_moments(g, batch_size=3)
-    >>> {name: round(float(value), 6) for name, value in moments.third.items()}
-    {'b': -0.083333, 'm': -0.444444}
+    >>> round(float(moments.third["b"]), 6), round(float(moments.fourth["b"]), 6)
+    (-0.083333, 0.152006)
     """
     _validate.at_least(4, **{"the number of examples": g.count})
     _validate.positive_integer(batch_size=batch_size)
