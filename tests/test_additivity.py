@@ -1,5 +1,6 @@
 """What kind of batch loss is this: every kind on losses that people write, and every form against the other kinds."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from registry import skewed
 
 from jaxsgd import check_additivity
+from jaxsgd.additivity import Additivity
 
 Loss = Callable[..., Any]
 
@@ -210,9 +212,14 @@ CASES = [(kind, name) for kind, losses in LOSSES.items() for name in losses]
 every_loss = pytest.mark.parametrize(("kind", "name"), CASES)
 
 
+@functools.cache
+def checked(kind: str, name: str) -> Additivity:
+    return check_additivity(LOSSES[kind][name], params(), batch())
+
+
 @every_loss
 def test_kind(kind: str, name: str) -> None:
-    result = check_additivity(LOSSES[kind][name], params(), batch())
+    result = checked(kind, name)
     assert result.kind == kind, result
 
 
@@ -246,7 +253,7 @@ CONTROLS = {  # one loss of each kind that no other form contains
 @pytest.mark.parametrize("kind", CONTROLS)
 def test_every_form_rejects_the_other_kinds(kind: str) -> None:
     """Each form misses by far more than rounding, but where it contains the true one: a sum is a sum over pairs."""
-    result = check_additivity(LOSSES[kind][CONTROLS[kind]], params(), batch())
+    result = checked(kind, CONTROLS[kind])
     contains = {
         "mean": {"size factor", "ratio", "ratio in θ", "pairs / m(m-1)", "pairs / m^2", "pairs / counted pairs"},
         "sum": {"ratio", "ratio in θ", "pairs / 1"},
@@ -262,22 +269,22 @@ def test_every_form_rejects_the_other_kinds(kind: str) -> None:
 
 def test_offset_is_the_penalty() -> None:
     """Catches an offset counted once per example, and a mean's penalty, which is no offset, reported as one."""
-    result = check_additivity(LOSSES["sum"]["with_penalty"], params(), batch())
+    result = checked("sum", "with_penalty")
     slope = np.array([0.3, -0.2, 0.5])
     np.testing.assert_allclose(result.offset_loss, 0.3 * slope @ slope, rtol=1e-11)
     np.testing.assert_allclose(result.offset_gradient, 0.6 * np.linalg.norm(slope), rtol=1e-11)
     assert not result.unbiased, "times N/M, the penalty is scaled too"
-    plain = check_additivity(LOSSES["sum"]["squares"], params(), batch())
+    plain = checked("sum", "squares")
     assert (plain.offset_loss, plain.offset_gradient, plain.unbiased) == (0.0, 0.0, True)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("mean", "mean_of_weighted"), ("weighted_sum", "weights_and_penalty")])
 def test_weights_are_named(kind: str, name: str) -> None:
-    assert check_additivity(LOSSES[kind][name], params(), batch()).weights == "batch['weight']"
+    assert checked(kind, name).weights == "batch['weight']"
 
 
 def test_targets_are_not_weights() -> None:
-    assert check_additivity(LOSSES["sum"]["squares"], params(), batch()).weights is None
+    assert checked("sum", "squares").weights is None
 
 
 def microbatch_error(loss: Loss, parts: int) -> float:
@@ -294,14 +301,14 @@ def microbatch_error(loss: Loss, parts: int) -> float:
 )
 def test_microbatch_errors(kind: str, name: str, parts: int) -> None:
     """Catches blocks that are no slices, an error relative to the wrong gradient, and sums in place of averages."""
-    result = check_additivity(LOSSES[kind][name], params(), batch())
+    result = checked(kind, name)
     np.testing.assert_allclose(result.microbatch_errors[parts], microbatch_error(LOSSES[kind][name], parts), rtol=1e-9)
     if kind == "sum":
         np.testing.assert_allclose(result.microbatch_errors[parts], 1 - 1 / parts, rtol=1e-9)
 
 
 def test_microbatches_of_a_mean_have_no_error() -> None:
-    errors = check_additivity(LOSSES["mean"]["squares"], params(), batch()).microbatch_errors
+    errors = checked("mean", "squares").microbatch_errors
     assert sorted(errors) == [2, 4, 8]
     assert max(errors.values()) < 1e-14
 
@@ -317,14 +324,14 @@ def test_microbatches_of_a_mean_have_no_error() -> None:
     ],
 )
 def test_normalizer_of_pairs(name: str, normalizer: str, unbiased: bool) -> None:
-    result = check_additivity(LOSSES["pairwise"][name], params(), batch())
+    result = checked("pairwise", name)
     assert (result.normalizer, result.unbiased) == (normalizer, unbiased)
 
 
 def test_normalizer_in_the_parameters() -> None:
     """Dice divides by its predictions: its gradient is no ratio with fixed normalizers, the token mean's is."""
-    assert check_additivity(dice, params(), batch()).normalizer == "in θ"
-    assert check_additivity(LOSSES["ratio"]["token_mean"], params(), batch()).normalizer == "constant in θ"
+    assert checked("ratio", "dice").normalizer == "in θ"
+    assert checked("ratio", "token_mean").normalizer == "constant in θ"
 
 
 def test_discrepancy_is_located() -> None:
@@ -350,12 +357,12 @@ def test_randomness_by_row_is_coupled_and_one_mask_is_not() -> None:
 
 
 def test_order_that_does_not_matter() -> None:
-    assert not check_additivity(LOSSES["coupled"]["max"], params(), batch()).order_matters
+    assert not checked("coupled", "max").order_matters
 
 
 def test_one_example_without_batch_statistics() -> None:
     """BatchNorm without an ε is not a number for one example: the answer comes from larger subsets, and says so."""
-    result = check_additivity(LOSSES["coupled"]["batch_norm_undefined_for_one"], params(), batch())
+    result = checked("coupled", "batch_norm_undefined_for_one")
     assert any("not finite" in note and "of 1 examples" in note for note in result.notes), result
     assert np.isfinite(result.discrepancies["mean"].gradient)
 
@@ -372,7 +379,7 @@ def test_a_mean_that_fails_for_one_example() -> None:
 
 
 def test_gradient_of_a_mean_with_a_loss_of_another_form() -> None:
-    result = check_additivity(LOSSES["coupled"]["mean_and_detached_max"], params(), batch())
+    result = checked("coupled", "mean_and_detached_max")
     assert result.discrepancies["mean"].gradient < 1e-14
     assert result.notes == ("the gradient alone has the form: mean",)
 
@@ -407,7 +414,7 @@ def test_one_compilation_for_every_size() -> None:
 
 
 def test_report_shows_the_evidence() -> None:
-    result = check_additivity(LOSSES["ratio"]["token_mean"], params(), batch())
+    result = checked("ratio", "token_mean")
     report = str(result)
     assert report.startswith("kind: ratio\n")
     for shown in (result.advice, result.bias, *result.discrepancies, "rounding errors", "constant in θ"):
