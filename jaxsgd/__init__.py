@@ -34,13 +34,19 @@ Modules, and the only modules of the package that each may import:
     moments      : _factors, kernels, _validate
     designs      : _validate
     _curves      : kernels, moments, designs, _validate
-    estimators   : _curves, _factors, kernels, moments, designs, _validate
+    _batch_losses  : _factors, designs, _validate
+    _set_functions :
+    _subset_losses : _batch_losses, _set_functions
+    _sample_estimates : kernels, _validate
+    estimators   : _batch_losses, _curves, _sample_estimates, _factors, kernels, moments, designs, _validate
     problems     : _validate
+    additivity   : _batch_losses, _set_functions, _subset_losses, _validate
 
 Importing this package changes no configuration of JAX.
 """
 
-from jaxsgd import checks, designs, estimators, kernels, model_agnostic, moments, problems
+from jaxsgd import additivity, checks, designs, estimators, kernels, model_agnostic, moments, problems
+from jaxsgd.additivity import check_additivity
 from jaxsgd.checks import check_per_example
 from jaxsgd.kernels import PerExampleGradients, per_example_gradients
 from jaxsgd.moments import GradientMoments, gradient_moments
@@ -53,6 +59,8 @@ __all__ = [
     "PerExampleGradients",
     "Problem",
     "__version__",
+    "additivity",
+    "check_additivity",
     "check_per_example",
     "checks",
     "designs",

@@ -59,7 +59,7 @@ class Dense:
             return self.summary[1]
         return jnp.sum(self._rows() ** 2, axis=1)
 
-    def take(self, some: slice) -> "Dense":
+    def take(self, some: Any) -> "Dense":
         """The gradients of some of the examples."""
         return Dense(self.value[some], self.why)
 

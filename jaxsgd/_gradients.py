@@ -111,6 +111,11 @@ class PerExampleGradients:
         """All g_i, a pytree like ``params`` with a leading axis of n: n·P numbers."""
         return _compiled("_materialize", self)
 
+    def take(self, some: Any) -> "PerExampleGradients":
+        """The gradients of some of the examples, in the order of ``some``, a slice or an array of indices."""
+        factors = tuple(factor.take(some) for factor in self.factors)
+        return PerExampleGradients(self.example_losses[some], self.structure, factors, self.rules)
+
     def explain(self) -> str:
         """A table of what is kept for every parameter: by which rule, in how many bytes, and what statistics cost.
 
@@ -168,14 +173,10 @@ class PerExampleGradients:
     def _own_gram(self) -> Float[Array, "n n"]:
         """The symmetric Gram matrix: blocks of rows against what is right of them, the rest by reflection."""
         edges = [*range(0, self.count, max(self.count // _GRAM_BLOCKS, _SMALLEST_GRAM_BLOCK)), self.count]
-        rows = [self._take(slice(a, b))._gram(self._take(slice(a, None))) for a, b in itertools.pairwise(edges)]
+        rows = [self.take(slice(a, b))._gram(self.take(slice(a, None))) for a, b in itertools.pairwise(edges)]
         upper = jnp.concatenate([jnp.pad(row, ((0, 0), (a, 0))) for a, row in zip(edges[:-1], rows, strict=True)])
         first_column = np.repeat(edges[:-1], np.diff(edges))
         return jnp.where(np.arange(self.count)[None] >= first_column[:, None], upper, upper.T)
-
-    def _take(self, some: slice) -> "PerExampleGradients":
-        factors = tuple(factor.take(some) for factor in self.factors)
-        return PerExampleGradients(self.example_losses[some], self.structure, factors, self.rules)
 
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(factor.shape for factor in self.factors)

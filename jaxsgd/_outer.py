@@ -98,7 +98,7 @@ class Outer:
         dtype = accumulation_dtype(self.left, self.right)
         return self.left.astype(dtype), self.right.astype(dtype)
 
-    def take(self, some: slice) -> "Outer":
+    def take(self, some: Any) -> "Outer":
         """The gradients of some of the examples."""
         return Outer(self.left[some], self.right[some], self.layout)
 

@@ -35,7 +35,7 @@ class Shifted:
     def _shift(self) -> Array:
         return accumulated(self.shift)
 
-    def take(self, some: slice) -> "Shifted":
+    def take(self, some: Any) -> "Shifted":
         """The gradients of some of the examples."""
         return Shifted(self.base.take(some), self.shift)
 

@@ -32,7 +32,7 @@ class Sparse:
         """The number of examples, n."""
         return int(self.indices.shape[0])
 
-    def take(self, some: slice) -> "Sparse":
+    def take(self, some: Any) -> "Sparse":
         """The gradients of some of the examples."""
         return Sparse(self.indices[some], self.rows[some], self.shape)
 

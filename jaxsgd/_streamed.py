@@ -27,6 +27,11 @@ class StreamedGradients(PerExampleGradients):
     loss_fn: Any = field(default=None, metadata={"static": True})
     chunk_size: int = field(default=1, metadata={"static": True})
 
+    def take(self, some: Any) -> "StreamedGradients":
+        """The gradients of some of the examples."""
+        batch = jax.tree.map(lambda leaf: leaf[some], self.batch)
+        return streamed(self.loss_fn, self.params, batch, self.chunk_size)
+
     def explain(self) -> str:
         """What is kept of every chunk."""
         some = jax.tree.map(lambda leaf: leaf[: self.chunk_size], self.batch)
@@ -87,10 +92,6 @@ class StreamedGradients(PerExampleGradients):
 
     def _own_gram(self) -> Float[Array, "n n"]:
         return self._gram(self)
-
-    def _take(self, some: slice) -> "StreamedGradients":
-        batch = jax.tree.map(lambda leaf: leaf[some], self.batch)
-        return streamed(self.loss_fn, self.params, batch, self.chunk_size)
 
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(leaf.shape for leaf in jax.tree.leaves(self.params))

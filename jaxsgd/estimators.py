@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxsgd import _factors, _validate, designs, kernels, moments
+from jaxsgd._batch_losses import BatchLossGradient, batch_loss_gradient
 from jaxsgd._curves import (
     DesignName,
     SquaredErrorLaw,
@@ -32,18 +33,34 @@ from jaxsgd._curves import (
     squared_error_law,
     variance_curve,
 )
+from jaxsgd._sample_estimates import (
+    CentralMoments,
+    horvitz_thompson_variance,
+    sen_yates_grundy_variance,
+    with_replacement_variance,
+    without_replacement_central_moments,
+    without_replacement_variance,
+)
 
 __all__ = [
+    "BatchLossGradient",
+    "CentralMoments",
     "DesignName",
     "Estimate",
     "SquaredErrorLaw",
     "VarianceCurve",
+    "batch_loss_gradient",
     "enumerate_batches",
     "exact",
+    "horvitz_thompson_variance",
     "monte_carlo",
     "monte_carlo_curve",
+    "sen_yates_grundy_variance",
     "squared_error_law",
     "variance_curve",
+    "with_replacement_variance",
+    "without_replacement_central_moments",
+    "without_replacement_variance",
 ]
 
 

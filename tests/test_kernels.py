@@ -227,6 +227,19 @@ def test_matrix_products_ask_for_the_highest_precision(name: str) -> None:
     assert matrix_products(jax.make_jaxpr(jnp.matmul)(square, square)) == [None], "the control"
 
 
+@pytest.mark.parametrize("some", [slice(1, 4), np.array([5, 0, 5]), jnp.array([2])], ids=["slice", "numpy", "jax"])
+@pytest.mark.parametrize("memory_limit", [None, 600])
+def test_take_gives_the_gradients_of_some_examples(some: Any, memory_limit: int | None) -> None:
+    """Catches a part that is shared by all examples and indexed all the same."""
+    problem = PROBLEMS["odd_leaves"]()
+    g = jaxsgd.per_example_gradients(problem.loss_fn, memory_limit=memory_limit)(problem.params, problem.data)
+    rows = loop_of("odd_leaves").gradients[some]
+    taken = g.take(some)
+    assert (taken.count, type(taken)) == (len(rows), type(g))
+    assert_close(flat_rows(taken.materialize()), rows, atol=1e-12 * np.abs(rows).max())
+    assert_close(flat(taken.mean()), rows.mean(axis=0), atol=1e-12 * np.abs(rows).max())
+
+
 def test_gram_against_another_batch() -> None:
     """Catches a transposed or self-only Gram matrix."""
     problem = network()
