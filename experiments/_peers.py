@@ -25,7 +25,7 @@ COMMAND = (str(PYTHON), str(FOLDER / "_peers_worker.py"))
 PLAIN = "PyTorch: mean"
 
 
-class PeerError(RuntimeError):
+class PeerError(ChildProcessError):
     """The other process failed, or answered what it should not."""
 
 
