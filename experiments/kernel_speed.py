@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import jaxsgd
 from experiments import _peers
@@ -229,7 +230,7 @@ def draw(results: dict[str, np.ndarray]) -> Figure:
     names, workloads = results["names"].tolist(), results["workloads"].tolist()
     places = np.arange(len(workloads))[::-1]
     figure = Figure(figsize=page(ncols=3, height_to_width_ratio=1.05))
-    panels = figure.subplots(ncols=len(STATISTICS), sharey=True)
+    panels = figure.subplots(ncols=len(STATISTICS), sharex=True, sharey=True)
     for axes, statistic in zip(panels, STATISTICS, strict=True):
         axes.axvline(1, color="gray", linewidth=0.6, linestyle=":")
         for peer, color, marker in PEERS:
@@ -241,7 +242,8 @@ def draw(results: dict[str, np.ndarray]) -> Figure:
         axes.plot(results["ratio"][:, names.index(statistic)], places, MARKERS[0], color=COLORS[0], label="jaxsgd")
         axes.set(xscale="log", title=statistic, ylim=(-0.6, len(workloads) - 0.4))
     panels[0].set_yticks(places, workloads)
-    figure.supxlabel("time ÷ time of the mean gradient in the same framework", fontsize="medium")
+    panels[0].xaxis.set_minor_formatter(NullFormatter())
+    panels[1].set_xlabel("time ÷ time of the mean gradient in the same framework")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=5)
     return figure
