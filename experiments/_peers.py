@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parent
 PYTHON = FOLDER.parent / ".venv-peers" / "bin" / "python"
 COMMAND = (str(PYTHON), str(FOLDER / "_peers_worker.py"))
 PLAIN = "PyTorch: mean"
+FORMING_GRADIENTS = ("Opacus hooks", "BackPACK: Gram matrix")
 
 
 class PeerError(ChildProcessError):

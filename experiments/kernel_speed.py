@@ -56,7 +56,7 @@ STATISTICS: dict[str, tuple[str, ...]] = {
 }
 PEERS = (("Opacus hooks", "gray", "D"), ("Opacus ghost", COLORS[2], MARKERS[2]), ("BackPACK", COLORS[1], MARKERS[1]))
 VMAP = "jit(vmap(grad))"
-VMAP_BYTES = 2**33
+GRADIENT_BYTES = 2**33
 MAX_ERROR, MAX_DISAGREEMENT, MAX_RATIO = 1e-4, 1e-5, 1.5
 
 
@@ -69,9 +69,9 @@ class Config:
     rounds: int = 15
     """How often each is timed; what takes more than a second, five times at most."""
     vmap: bool = True
-    """Time jit(vmap(grad)) too, for the mean and the squared norms, where its gradients fit into 8 GiB."""
+    """Time jit(vmap(grad)) too, for the mean and the squared norms, where the gradients fit into 8 GiB."""
     peers: bool = True
-    """Time BackPACK and Opacus too, if `make peers` has set them up."""
+    """Time BackPACK and Opacus too, if `make peers` has set them up; what forms all gradients, where they fit."""
     device: Literal["cpu", "gpu"] | None = None
     """Where to run (default: JAX's own choice)."""
     hold_to_speed: bool = True
@@ -121,11 +121,13 @@ def measure(problem: jaxsgd.Problem, config: Config, worker: _peers.Worker | Non
     """Times, as ratios to the plain gradient of the same round, and the largest relative error."""
     loss_fn, params, data = problem
     functions = {name: jax.jit(function) for name, function in _functions(loss_fn).items()}
-    if not config.vmap or 4 * flat(params).size * len(jax.tree.leaves(data)[0]) > VMAP_BYTES:
+    fits = 4 * flat(params).size * len(jax.tree.leaves(data)[0]) <= GRADIENT_BYTES
+    if not (config.vmap and fits):
         functions.pop(VMAP)
     timers = {name: partial(seconds, function, params, data) for name, function in functions.items()}
     reason = worker.load(problem, jax.tree.leaves(params)[0].device.platform) if worker else "not set up"
-    peers = worker.offered if worker and not reason else []
+    offered = worker.offered if worker and not reason else []
+    peers = [name for name in offered if fits or not name.startswith(_peers.FORMING_GRADIENTS)]
     timers |= {name: partial(worker.seconds, name) for name in peers}
     first = {name: timer() for name, timer in timers.items()}
     times = in_turn(timers, config.rounds)

@@ -206,13 +206,16 @@ def test_a_device_can_be_named():
     assert results["device"] == "cpu (cpu)"
 
 
-def test_the_largest_gradients_are_not_materialized(monkeypatch):
-    """Their column is empty, in the figure and in the findings, which stay valid JSON."""
-    monkeypatch.setattr(kernel_speed, "VMAP_BYTES", 1)
-    results = kernel_speed.compute(dataclasses.replace(RUN, vmap=True, peers=False))
+def test_the_largest_gradients_are_not_materialized(fake, monkeypatch):
+    """By no framework: empty in the figure and in the findings, which stay valid JSON."""
+    fake("right")
+    monkeypatch.setattr(kernel_speed, "GRADIENT_BYTES", 1)
+    results = kernel_speed.compute(dataclasses.replace(RUN, vmap=True))
     assert np.isnan(results["ratio"][0, -1])
     findings = kernel_speed.check(results)
     assert kernel_speed.VMAP not in findings["ratios"][kernel_speed.QUICK_WORKLOAD]
+    row = findings["peers"][kernel_speed.QUICK_WORKLOAD]
+    assert {name for name, cell in row.items() if cell is None} == {"BackPACK: Gram matrix"}
     json.dumps(findings, allow_nan=False)
     kernel_speed.summarize(findings)
     kernel_speed.draw(results)
