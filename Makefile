@@ -3,23 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 
-.PHONY: help figure figures test test-all lint format lock clean
+.PHONY: help figure figures peers test test-all lint format lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make figure    the headline figure, from real data, into figures/"
 	@echo "make figures   every experiment"
+	@echo "make peers     PyTorch, BackPACK and Opacus, which kernel_speed then runs beside jaxsgd"
 	@echo "make test      the test suite;  make test-all  with the long tests"
 	@echo "make lint      ruff and mypy --strict;  make format  rewrites"
 	@echo "make lock      resolve requirements.lock anew"
-	@echo "make clean     remove .venv and caches"
+	@echo "make clean     remove .venv, .venv-peers and caches"
 
 figure: $(READY)
 	$(BIN)/python -m experiments variance_vs_batch_size
 
 figures: $(READY)
 	$(BIN)/python -m experiments all
+
+peers: $(PEERS_READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto -m "not slow"
@@ -42,7 +47,7 @@ lock: $(READY)
 	  --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache dist build
 
 # The stamp is touched last, so an interrupted installation is taken up again, and a finished one is
 # left alone until the lock file or the package's own metadata change.
@@ -56,4 +61,10 @@ $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# PyPI's torch for Linux brings gigabytes of CUDA libraries; a wheel torch==2.13.0+cpu that pip can find is preferred.
+$(PEERS_READY): experiments/peers.txt | $(READY)
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r experiments/peers.txt
 	@touch $@

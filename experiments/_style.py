@@ -40,3 +40,10 @@ def column(*, nrows: int = 1, ncols: int = 1, height_to_width_ratio: float = 0.6
     size = figsizes.icml2024_half(nrows=nrows, ncols=ncols, height_to_width_ratio=height_to_width_ratio)
     width, height = size["figure.figsize"]
     return width, height
+
+
+def page(*, nrows: int = 1, ncols: int = 1, height_to_width_ratio: float = 0.62) -> tuple[float, float]:
+    """Width and height, in inches, of a figure as wide as the page of a two-column paper."""
+    size = figsizes.icml2024_full(nrows=nrows, ncols=ncols, height_to_width_ratio=height_to_width_ratio)
+    width, height = size["figure.figsize"]
+    return width, height

@@ -1,28 +1,34 @@
 """The mean and all squared norms of the per-example gradients cost about one batch gradient, whatever the model.
 
 Command    python -m experiments kernel_speed
-Run time   about 4 minutes on two cores
+Run time   about 4 minutes on two cores; 12 where `make peers` was run
 Expected   mean + squared norms at most 1.5 times the plain mean gradient on every workload, where `jit(vmap(grad))`
-           costs up to 100 times; every statistic equal to `jit(vmap(grad))`'s to 1e-4
+           costs up to 100 times; every statistic equal to `jit(vmap(grad))`'s to 1e-4, and to the peers' to 1e-5
 
 Each workload is run with every statistic in turn, round after round; what is reported is the median of the ratios to
-the plain mean gradient of the same round, compiled and warmed up. Compilation is timed apart.
+the plain mean gradient of the same round, compiled and warmed up. Compilation is timed apart. Where `make peers` was
+run, BackPACK and Opacus compute the same statistics of the same network, weights and data in the same rounds, in a
+process of their own with as many threads; their ratios are to PyTorch's plain mean gradient. Products are taken in full
+float32 by all of them.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import jaxsgd
+from experiments import _peers
 from experiments._harness import progress, require
 from experiments._models import cnn, cnn_3c3d, gpt, mlp
-from experiments._style import COLORS, MARKERS, column
+from experiments._style import COLORS, MARKERS, page
+from experiments._timing import device, flat, in_turn, relative_error, seconds, summary
 
 WORKLOADS: dict[str, Callable[[], jaxsgd.Problem]] = {
     "MLP 784-1000-500-100-10, 128": lambda: mlp((784, 1000, 500, 100, 10), 128),
@@ -34,28 +40,40 @@ WORKLOADS: dict[str, Callable[[], jaxsgd.Problem]] = {
     "GPT, T = 256": lambda: gpt(256, 16, scanned=False),
     "GPT scanned, T = 16": lambda: gpt(16, 16, scanned=True),
     "GPT scanned, T = 64": lambda: gpt(64, 16, scanned=True),
-    "MLP 6-8-3, 5": lambda: mlp((6, 8, 3), 5),
+}
+FOR_ACCELERATORS: dict[str, Callable[[], jaxsgd.Problem]] = {
+    "MLP 784-4096-4096-10, 4096": lambda: mlp((784, 4096, 4096, 10), 4096),
+    "CNN 3c3d, 1024": lambda: cnn_3c3d(1024),
+    "GPT d = 512, T = 256, 32": lambda: gpt(256, 32, scanned=False, width=512),
+    "GPT scanned d = 512, T = 256, 32": lambda: gpt(256, 32, scanned=True, width=512),
 }
 QUICK_WORKLOAD = "MLP 6-8-3, 5"
-STATISTICS: dict[str, Callable[[jaxsgd.PerExampleGradients], Any]] = {
-    "mean + squared norms": lambda g: (g.mean(), g.squared_norms()),
-    "mean + second moment": lambda g: (g.mean(), g.second_moment()),
-    "Gram matrix": lambda g: g.gram(),
+ALL_WORKLOADS = WORKLOADS | FOR_ACCELERATORS | {QUICK_WORKLOAD: lambda: mlp((6, 8, 3), 5)}
+STATISTICS: dict[str, tuple[str, ...]] = {
+    "mean + squared norms": ("mean", "squared_norms"),
+    "mean + second moment": ("mean", "second_moment"),
+    "Gram matrix": ("gram",),
 }
+PEERS = (("Opacus hooks", "gray", "D"), ("Opacus ghost", COLORS[2], MARKERS[2]), ("BackPACK", COLORS[1], MARKERS[1]))
 VMAP = "jit(vmap(grad))"
-MAX_ERROR, MAX_RATIO = 1e-4, 1.5
+GRADIENT_BYTES = 2**33
+MAX_ERROR, MAX_DISAGREEMENT, MAX_RATIO = 1e-4, 1e-5, 1.5
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the experiment."""
 
-    workloads: tuple[str, ...] = tuple(name for name in WORKLOADS if name != QUICK_WORKLOAD)
-    """Which workloads to run."""
+    workloads: tuple[str, ...] = ()
+    """Which workloads to run (default: all; the largest on an accelerator only)."""
     rounds: int = 15
-    """How often each is timed."""
+    """How often each is timed; what takes more than a second, five times at most."""
     vmap: bool = True
-    """Time jit(vmap(grad)) too, for the mean and the squared norms."""
+    """Time jit(vmap(grad)) too, for the mean and the squared norms, where the gradients fit into 8 GiB."""
+    peers: bool = True
+    """Time BackPACK and Opacus too, if `make peers` has set them up; what forms all gradients, where they fit."""
+    device: Literal["cpu", "gpu"] | None = None
+    """Where to run (default: JAX's own choice)."""
     hold_to_speed: bool = True
     """Fail if the mean and the squared norms cost more than 1.5 plain gradients on any workload."""
 
@@ -65,51 +83,78 @@ QUICK = Config(workloads=(QUICK_WORKLOAD,), rounds=3, hold_to_speed=False)
 
 def compute(config: Config) -> dict[str, np.ndarray]:
     """Time every statistic on every workload, in float32."""
-    unknown = set(config.workloads) - WORKLOADS.keys()
+    unknown = set(config.workloads) - ALL_WORKLOADS.keys()
     if unknown:
-        raise ValueError(f"workloads must be among {', '.join(WORKLOADS)}, got {', '.join(sorted(unknown))}")
-    with jax.enable_x64(False):
-        rows = [measure(WORKLOADS[name](), config) for name in progress(config.workloads, "workloads")]
+        raise ValueError(f"workloads must be among {', '.join(ALL_WORKLOADS)}, got {', '.join(sorted(unknown))}")
+    where = device(config.device)
+    workloads = config.workloads or tuple(WORKLOADS if where.platform == "cpu" else WORKLOADS | FOR_ACCELERATORS)
+    with (
+        jax.enable_x64(False),
+        jax.default_device(where),
+        jax.default_matmul_precision("highest"),
+        _peers.started(config.peers) as worker,
+    ):
+        rows = [measure(ALL_WORKLOADS[name](), config, worker) for name in progress(workloads, "workloads")]
+        offered = worker.offered if worker else []
+        versions = worker.versions if worker else {}
     names = ["plain", *STATISTICS, *([VMAP] if config.vmap else [])]
+
+    def table(field: str, columns: list[str]) -> np.ndarray:
+        values = [[row.get(name, {}).get(field, np.nan) for name in columns] for row in rows]
+        return np.array(values).reshape(len(rows), len(columns))
+
     return {
-        "workloads": np.array(config.workloads),
+        "workloads": np.array(workloads),
+        "device": np.array(f"{where.platform} ({where.device_kind})"),
         "names": np.array(names),
-        "ratio": np.array([[row[name]["ratio"] for name in names] for row in rows]),
-        "milliseconds": np.array([[row[name]["milliseconds"] for name in names] for row in rows]),
-        "compile_seconds": np.array([[row[name]["compile_seconds"] for name in names] for row in rows]),
+        **{field: table(field, names) for field in ("ratio", "milliseconds", "compile_seconds")},
         "error": np.array([row["error"] for row in rows]),
+        "peers": np.array(offered, dtype=str),
+        "peer_reasons": np.array([row["reason"] for row in rows]),
+        "peer_versions": np.array([" ".join(item) for item in versions.items()], dtype=str),
+        **{f"peer_{field}": table(field, offered) for field in ("ratio", "milliseconds", "error")},
         "hold_to_speed": np.array(config.hold_to_speed),
     }
 
 
-def measure(problem: jaxsgd.Problem, config: Config) -> dict[str, Any]:
+def measure(problem: jaxsgd.Problem, config: Config, worker: _peers.Worker | None) -> dict[str, Any]:
     """Times, as ratios to the plain gradient of the same round, and the largest relative error."""
     loss_fn, params, data = problem
+    functions = {name: jax.jit(function) for name, function in _functions(loss_fn).items()}
+    fits = 4 * flat(params).size * len(jax.tree.leaves(data)[0]) <= GRADIENT_BYTES
+    if not (config.vmap and fits):
+        functions.pop(VMAP)
+    timers = {name: partial(seconds, function, params, data) for name, function in functions.items()}
+    reason = worker.load(problem, jax.tree.leaves(params)[0].device.platform) if worker else "not set up"
+    offered = worker.offered if worker and not reason else []
+    peers = [name for name in offered if fits or not name.startswith(_peers.FORMING_GRADIENTS)]
+    timers |= {name: partial(worker.seconds, name) for name in peers}
+    first = {name: timer() for name, timer in timers.items()}
+    times = in_turn(timers, config.rounds)
+    result: dict[str, Any] = {"error": _error(problem, functions), "reason": reason}
+    for name in timers:
+        result[name] = summary(times[name], times[_peers.PLAIN if name in peers else "plain"])
+        result[name]["compile_seconds"] = first[name]
+    for name in peers:
+        result[name]["error"] = _disagreement(worker.values(name), functions, problem)
+    return result
+
+
+def _functions(loss_fn: Any) -> dict[str, Callable[[Any, Any], Any]]:
     gradients = jaxsgd.per_example_gradients(loss_fn)
 
     def batch_loss(params: Any, data: Any) -> jax.Array:
         return jax.vmap(loss_fn, in_axes=(None, 0))(params, data).mean()
 
-    functions: dict[str, Any] = {"plain": jax.jit(jax.grad(batch_loss))}
-    for name, statistic in STATISTICS.items():
-        functions[name] = jax.jit(lambda params, data, statistic=statistic: statistic(gradients(params, data)))
-    if config.vmap:
-        functions[VMAP] = jax.jit(lambda params, data: _materialized(loss_fn, params, data))
-    compile_seconds = {name: _seconds(function, params, data) for name, function in functions.items()}
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(config.rounds):
-        for name, function in functions.items():
-            times[name].append(_seconds(function, params, data))
-    plain = np.array(times["plain"])
-    result: dict[str, Any] = {
-        name: {
-            "ratio": np.median(np.array(values) / plain),
-            "milliseconds": 1e3 * np.median(values),
-            "compile_seconds": compile_seconds[name],
-        }
-        for name, values in times.items()
+    def statistic(parts: tuple[str, ...], params: Any, data: Any) -> dict[str, Any]:
+        g = gradients(params, data)
+        return {part: getattr(g, part)() for part in parts}
+
+    return {
+        "plain": jax.grad(batch_loss),
+        **{name: partial(statistic, parts) for name, parts in STATISTICS.items()},
+        VMAP: partial(_materialized, loss_fn),
     }
-    return result | {"error": _error(problem, functions)}
 
 
 def _materialized(loss_fn: Any, params: Any, data: Any) -> Any:
@@ -119,12 +164,6 @@ def _materialized(loss_fn: Any, params: Any, data: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.mean(axis=0), gradients), sum(squares)
 
 
-def _seconds(function: Any, *arguments: Any) -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - started
-
-
 def _error(problem: jaxsgd.Problem, functions: dict[str, Any]) -> float:
     """The largest error of any statistic on a few examples, relative to its largest entry."""
     loss_fn, params, data = problem
@@ -132,17 +171,20 @@ def _error(problem: jaxsgd.Problem, functions: dict[str, Any]) -> float:
     gradients = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, few)
     rows = np.concatenate([np.asarray(leaf, np.float64).reshape(4, -1) for leaf in jax.tree.leaves(gradients)], axis=1)
     expected = {
-        "mean + squared norms": (rows.mean(axis=0), np.sum(rows**2, axis=1)),
-        "mean + second moment": (rows.mean(axis=0), np.mean(rows**2, axis=0)),
-        "Gram matrix": (rows @ rows.T,),
+        "mean": rows.mean(axis=0),
+        "squared_norms": np.sum(rows**2, axis=1),
+        "second_moment": np.mean(rows**2, axis=0),
+        "gram": rows @ rows.T,
     }
-    errors = []
-    for name, truths in expected.items():
-        found = functions[name](params, few)
-        for part, truth in zip(found if isinstance(found, tuple) else (found,), truths, strict=True):
-            flat = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(part)])
-            errors.append(np.abs(flat - truth.ravel()).max() / np.abs(truth).max())
-    return float(max(errors))
+    found = [part for name in STATISTICS for part in functions[name](params, few).items()]
+    return max(relative_error(value, expected[part]) for part, value in found)
+
+
+def _disagreement(theirs: dict[str, np.ndarray], functions: dict[str, Any], problem: jaxsgd.Problem) -> float:
+    """The largest difference between a peer's values and ours, relative to the largest of theirs."""
+    name = next((name for name, parts in STATISTICS.items() if set(parts) == theirs.keys()), "mean + squared norms")
+    ours = functions[name](problem.params, problem.data)
+    return max(relative_error(ours[part], value) for part, value in theirs.items())
 
 
 def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -155,16 +197,25 @@ def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
         worst = workloads[int(first.argmax())]
         require(first.max() <= MAX_RATIO, f"mean + squared norms cost {first.max():.2f} plain gradients on {worst}")
     table = {
-        workload: {name: round(float(ratio), 2) for name, ratio in zip(names, row, strict=True)}
+        workload: {name: round(float(ratio), 2) for name, ratio in zip(names, row, strict=True) if ratio == ratio}
         for workload, row in zip(workloads, results["ratio"], strict=True)
     }
     for workload, milliseconds in zip(workloads, results["milliseconds"], strict=True):
         table[workload]["plain"] = f"{milliseconds[0]:.1f} ms"
+    peers = _peers.findings(results)
+    off = peers.get("largest_disagreement", 0.0)
+    require(off <= MAX_DISAGREEMENT, f"every statistic must equal the peers', got a relative difference of {off:.1e}")
     compile_ratio = results["compile_seconds"] / results["compile_seconds"][:, :1]
     return {
+        "device": str(results["device"]),
         "ratios": table,
+        "throughput": {
+            workload: {name: round(float(1 / row[names.index(name)]), 2) for name in STATISTICS}
+            for workload, row in zip(workloads, results["ratio"], strict=True)
+        },
         "largest_relative_error": error,
         "compile_time_ratio": round(float(compile_ratio[:, names.index("mean + squared norms")].max()), 1),
+        **peers,
     }
 
 
@@ -177,17 +228,24 @@ def summarize(findings: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
-    """One line of points for each workload, on a logarithmic axis."""
-    figure = Figure(figsize=column(height_to_width_ratio=0.95))
-    axes = figure.subplots()
+    """A panel for each statistic and a line of points for each workload, on logarithmic axes."""
     names, workloads = results["names"].tolist(), results["workloads"].tolist()
     places = np.arange(len(workloads))[::-1]
-    axes.axvline(1, color="gray", linewidth=0.6, linestyle=":")
-    for name, color, marker in zip(STATISTICS, COLORS, MARKERS, strict=True):
-        axes.plot(results["ratio"][:, names.index(name)], places, marker, color=color, label=name)
-    if VMAP in names:
-        axes.plot(results["ratio"][:, names.index(VMAP)], places, "x", color="black", label=f"{VMAP}: mean + norms")
-    axes.set(xscale="log", xlabel="time ÷ time of the mean gradient", ylim=(-0.6, len(workloads) - 0.4))
-    axes.set_yticks(places, workloads, fontsize="small")
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    figure = Figure(figsize=page(ncols=3, height_to_width_ratio=1.05))
+    panels = figure.subplots(ncols=len(STATISTICS), sharex=True, sharey=True)
+    for axes, statistic in zip(panels, STATISTICS, strict=True):
+        axes.axvline(1, color="gray", linewidth=0.6, linestyle=":")
+        for peer, color, marker in PEERS:
+            if f"{peer}: {statistic}" in results["peers"]:
+                column = results["peers"].tolist().index(f"{peer}: {statistic}")
+                axes.plot(results["peer_ratio"][:, column], places, marker, color=color, mfc="none", label=peer)
+        if VMAP in names and statistic == "mean + squared norms":
+            axes.plot(results["ratio"][:, names.index(VMAP)], places, "x", color="black", label=VMAP)
+        axes.plot(results["ratio"][:, names.index(statistic)], places, MARKERS[0], color=COLORS[0], label="jaxsgd")
+        axes.set(xscale="log", title=statistic, ylim=(-0.6, len(workloads) - 0.4))
+    panels[0].set_yticks(places, workloads)
+    panels[0].xaxis.set_minor_formatter(NullFormatter())
+    panels[1].set_xlabel("time ÷ time of the mean gradient in the same framework")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=5)
     return figure
