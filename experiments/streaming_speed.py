@@ -42,7 +42,7 @@ class Config:
     """Which models to run."""
     num_examples: int = 60_000
     """The size of the data set that is timed."""
-    chunk_size: int = 512
+    chunk_size: int = 2048
     """How many examples are differentiated at a time."""
     memory_sizes: tuple[int, ...] = (15_000, 60_000, 240_000)
     """The sizes of the data sets, increasing, at which the peak memory is measured."""

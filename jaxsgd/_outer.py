@@ -145,7 +145,12 @@ class Outer:
         return centered.squared_norms() - 2 * products + jnp.sum(shift**2)
 
     def total_deviation(self) -> Float[Array, ""]:
-        """Σ ‖g_i − ḡ‖²."""
+        """Σ ‖g_i − ḡ‖² = Σ ‖g_i‖² − n‖ḡ‖²; where that loses digits, from the deviations themselves."""
+        squares, mean = self.squared_norms().sum(), self.mean()
+        smaller = self.count * jnp.sum(mean**2)
+        return _difference(squares, smaller, _CHEAP_CANCELLATION, self._centered_total)
+
+    def _centered_total(self) -> Float[Array, ""]:
         _, t, i, o = self.sizes
         if 4 * t * (i + o) > i * o and t > 1:
             return self.squared_deviations().sum()

@@ -244,12 +244,15 @@ def _add_chunk(
 
 def _of(g: kernels.PerExampleGradients, per_coordinate: bool) -> GradientMoments:
     losses = g.losses()
+    sums = jax.tree.map(lambda v: v * g.count, g.variance(ddof=0)) if per_coordinate else None
     return GradientMoments(
         count=jnp.asarray(g.count),
         mean=g.mean(),
         mean_loss=_factors.accumulated(losses).mean(),
-        sum_squared_deviations=g.total_deviation(),
-        coordinate_sums=jax.tree.map(lambda v: v * g.count, g.variance(ddof=0)) if per_coordinate else None,
+        sum_squared_deviations=_factors.total([leaf.sum() for leaf in jax.tree.leaves(sums)])
+        if per_coordinate
+        else g.total_deviation(),
+        coordinate_sums=sums,
     )
 
 
