@@ -8,15 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers  # noqa: F401 - registers its models
-from models import MODELS
+from models import MODELS, QUICK
 
 import jaxsgd
 from jaxsgd import _factors
 
 RELATIVE = {np.dtype("float64"): 1e-11, np.dtype("float32"): 1e-5}  # of the largest entry, by the dtype of a result
-
-
-QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile
 
 
 def flat(tree):
