@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 N = 5
+# Compiling takes most of the time of a test; this halves it.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 MODELS: dict[str, Callable[[], tuple[Any, Any, Any, set[str]]]] = {}
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers  # noqa: F401 - registers its models
-from models import MODELS, labels, normal
+from models import MODELS, QUICK, labels, normal
 
 import jaxsgd
 from jaxsgd import _dense
@@ -18,7 +18,7 @@ from jaxsgd import _dense
 BF16 = jnp.bfloat16
 ONE_ROUNDING = 2.0**-8
 # Each operation rounds to bfloat16 in the engine as in the loop: XLA may otherwise keep more digits in either.
-AS_WRITTEN = {"xla_allow_excess_precision": False, "xla_backend_optimization_level": 0}
+AS_WRITTEN = QUICK | {"xla_allow_excess_precision": False}
 
 
 def in_bfloat16(tree):
@@ -130,16 +130,13 @@ def test_sums_over_many_examples_or_entries(count, i, o):
         )
         return float64(add(jnp.asarray(terms, BF16)))
 
-    if count > 1000:  # the check fails on a mean accumulated in bfloat16, and on norms so accumulated
-        wrong = {"mean": running_sum(rows) / count}
-        scale = np.abs(rows).max()
-        assert np.abs(wrong["mean"] - rows.mean(axis=0)).max() > 0.1 * scale
+    if count > i * o:
+        assert np.abs(running_sum(rows) / count - rows.mean(axis=0)).max() > 0.1 * np.abs(rows).max()
     else:
-        norms = np.sum(rows**2, axis=1)
-        assert np.abs(running_sum(rows.T**2) - norms).max() > 0.1 * norms.max()
+        assert np.abs(running_sum(rows.T**2) - np.sum(rows**2, axis=1)).max() > 0.1 * np.sum(rows**2, axis=1).max()
 
 
-LENGTH = 300
+LENGTH = 100
 
 
 def steps(step, xs):
@@ -147,7 +144,7 @@ def steps(step, xs):
     return jax.lax.scan(lambda total, x: (total + step(x), None), jnp.zeros((), BF16), xs)[0]
 
 
-# A sum of 300 products each, as one matrix product, over a loop, and as rows added to the same row of a table.
+# A sum of 100 products, as one matrix product and over a loop.
 LONG = {
     "positions": lambda p, e: jnp.sum((e["x"] @ p) * e["r"]),
     "loop": lambda p, e: steps(lambda xr: jnp.sum((xr[0] @ p) * xr[1]), (e["x"], e["r"])),
@@ -155,7 +152,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", LONG)
-@pytest.mark.parametrize(("i", "o"), [(3, 4), (700, 600)])
+@pytest.mark.parametrize(("i", "o"), [(3, 4), (240, 200)])
 def test_sums_over_many_positions(name, i, o):
     """Kept dense, and as factors: in both, more exact than ``jax.grad``, which rounds what it adds to bfloat16."""
     params, batch = (

@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from models import labels, normal
+from models import QUICK, labels, normal
 
 import jaxsgd
 
 N = 3
-QUICK = {"xla_backend_optimization_level": 0}  # most of the time goes into compiling
 EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True)
 TOLERANCE = 1e-11
 
 
 def check(loss_fn, params, batch):
     """All statistics of one batch equal those of the rows that ``vmap(grad)`` gives; returns the kinds of factors."""
-
     kinds = Counter()
 
     def compute(params, batch):
@@ -68,7 +66,6 @@ def run(strategy, property_of_one):
         met.update(property_of_one(*example))
 
     each()
-    print(met)
     return met
 
 
@@ -191,7 +188,7 @@ def test_look_ups():
 
 @st.composite
 def networks(draw):
-    depth = draw(st.integers(1, 3))
+    depth = draw(st.integers(1, 2))
     widths = draw(st.lists(st.integers(1, 7), min_size=depth + 1, max_size=depth + 1))
     layers = [
         (*pair, draw(st.booleans()), draw(st.sampled_from(["plain", "transposed", "checkpoint", "twice"])))

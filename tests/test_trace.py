@@ -8,15 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers  # noqa: F401 - registers its models
-from models import MODELS
+from models import MODELS, QUICK
 
 import jaxsgd
 from jaxsgd import _dense
 
 RELATIVE = {np.dtype("float64"): 1e-11, np.dtype("float32"): 1e-5}  # of the largest entry, by the dtype of a result
-
-
-QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile
 
 
 def flat(tree):
@@ -79,10 +76,7 @@ def case(name):
     return statistics(loss_fn, params, batch), *losses_and_rows_by_loop(loss_fn, params, batch)
 
 
-SLOW = {
-    "gpt",
-    *(name for name in frameworks.NAMES if name not in ("equinox_gru", "nnx_cnn", "haiku_lstm", "linen_rnn")),
-}
+SLOW = {"gpt", *frameworks.NAMES} - {"equinox_gru", "haiku_lstm", "nnx_cnn"}  # to compile
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MODELS])
