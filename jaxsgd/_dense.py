@@ -97,7 +97,7 @@ class Dense:
 
     def materialize(self) -> Array:
         """All g_i, shape (n, *shape)."""
-        return self.value
+        return accumulated(self.value)
 
     def flops(self) -> Flops:
         """Predicted floating-point operations, two for a product that is added."""

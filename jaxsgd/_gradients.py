@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import _trace, _validate
-from jaxsgd._factors import Flops, accumulation_dtype, total
+from jaxsgd._factors import Flops, accumulated, accumulation_dtype, total
 from jaxsgd._recipe import Factor
 
 Loss = Callable[[Any, Any], Any]
@@ -57,7 +57,7 @@ class PerExampleGradients:
 
     def losses(self) -> Float[Array, " n"]:
         """L(θ, x_i), shape (n,)."""
-        return self.example_losses
+        return accumulated(self.example_losses)
 
     def mean(self) -> PyTree:
         """ḡ = (1/n) Σ g_i, a pytree like ``params``.

@@ -44,7 +44,7 @@ def _find(value: Value) -> Recipe:
     if value.operation is None:
         if _is_zero(value):
             return _zero(value)
-        raise NoRule("the same for every example")
+        raise NoRule("an input itself")
     rule = _RULES.get(value.operation.name)
     if rule is None:
         raise NoRule(f"no rule for {value.operation.name}")
@@ -288,8 +288,9 @@ def _scatter_add(value: Value, operation: Operation) -> Recipe:
         flat = indices.reshape(-1)
         if mode == jax.lax.GatherScatterMode.CLIP:
             flat = jnp.clip(flat, 0, num_rows - 1)
-        flat = jnp.where((flat >= 0) & (flat < num_rows), flat, num_rows)
-        return Sparse(flat, updates.reshape(-1, row), value.shape)
+        inside = (flat >= 0) & (flat < num_rows)
+        rows = jnp.where(inside[:, None], updates.reshape(-1, row), jnp.zeros((), updates.dtype))  # not 0 · NaN
+        return Sparse(jnp.where(inside, flat, num_rows), rows, value.shape)
 
     layout = Layout((num_rows, row)) if width == 1 else Layout(())
     return _added(_find(table), Recipe(Sparse, (indices, updates), build, layout, (0, 1, 1)))

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxsgd._factors import Flops, accumulated, einsum
+from jaxsgd._factors import Flops, accumulated, einsum, examples_at_a_time
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +20,7 @@ class Sparse:
     """Rows added to a table: ``indices`` k, shape (n, t), and ``rows`` r, shape (n, t, d).
 
     The gradient of example n is zero but for the sum of the r_nt with k_nt = k in row k, of ``num_rows`` rows; an index
-    of ``num_rows`` drops its row. ``shape`` is that of the parameter.
+    of ``num_rows`` drops its row, which must be zero. ``shape`` is that of the parameter.
     """
 
     indices: Any
@@ -45,14 +45,15 @@ class Sparse:
         table = jnp.zeros((self.num_rows, rows.shape[-1]), rows.dtype)
         return table.at[indices.reshape(-1)].add(rows.reshape(-1, rows.shape[-1]), mode="drop")
 
-    def _distinct(self) -> Float[Array, "n t d"]:
-        """Rows in which an index that occurs again has been added to its first occurrence, and is zero elsewhere."""
+    def _distinct(self) -> tuple[Float[Array, "n t d"], Bool[Array, "n t"]]:
+        """Rows in which an index that occurs again has been added to its first occurrence, and which these are."""
         rows = accumulated(self.rows)
         same = self.indices[:, :, None] == self.indices[:, None, :]
         first = ~jnp.any(jnp.tril(same, -1), axis=2)
         inside = (self.indices >= 0) & (self.indices < self.num_rows)
         summed = einsum("nts,nsd->ntd", same.astype(rows.dtype), rows)
-        return jnp.where((first & inside)[:, :, None], summed, jnp.zeros((), rows.dtype))
+        found = first & inside
+        return jnp.where(found[:, :, None], summed, jnp.zeros((), rows.dtype)), found
 
     def weighted_sum(self, weights: Float[Array, " n"]) -> Array:
         """Σ w_i g_i."""
@@ -65,26 +66,40 @@ class Sparse:
 
     def squared_norms(self) -> Float[Array, " n"]:
         """‖g_i‖²."""
-        return jnp.sum(self._distinct() ** 2, axis=(1, 2))
+        return jnp.sum(self._distinct()[0] ** 2, axis=(1, 2))
 
     def squared_deviations(self) -> Float[Array, " n"]:
-        """‖g_i − ḡ‖² = ‖ḡ‖² + Σ_k ⟨g_ik, g_ik − 2ḡ_k⟩, over the rows k that example i has."""
-        rows, mean = self._distinct(), self.mean().reshape(self.num_rows, -1)
-        picked = mean.at[self.indices].get(mode="fill", fill_value=0)
-        changes = rows * (rows - 2 * picked)
-        return changes.sum(axis=(1, 2)) + jnp.sum(mean**2)
+        """‖g_i − ḡ‖², from ‖g_ik − ḡ_k‖² for the rows k that example i has and ‖ḡ_k‖² for those that it has not."""
+        mean = self.mean().reshape(self.num_rows, -1)
+        rows, found = self._distinct()
+        here = jnp.sum(self._from_mean(rows, found, mean) ** 2, axis=(1, 2))
+        norms = jnp.sum(mean**2, axis=1)
+
+        def elsewhere(indices: Int[Array, " t"]) -> Float[Array, ""]:
+            return norms.at[indices].set(jnp.zeros((), norms.dtype), mode="drop").sum()
+
+        return here + jax.lax.map(elsewhere, self.indices, batch_size=examples_at_a_time(self.num_rows))
 
     def total_deviation(self) -> Float[Array, ""]:
         """Σ ‖g_i − ḡ‖²."""
-        return self.squared_deviations().sum()
+        return self.coordinate_deviations().sum()
 
     def coordinate_deviations(self) -> Array:
-        """Σ (g_i − ḡ)², coordinate by coordinate."""
-        return self.count * (self.second_moment() - self.mean() ** 2)
+        """Σ (g_i − ḡ)², in row k from (g_ik − ḡ_k)² where example i has it, and ḡ_k² where it has not."""
+        mean = self.mean().reshape(self.num_rows, -1)
+        rows, found = self._distinct()
+        here = self._scatter(self.indices, self._from_mean(rows, found, mean) ** 2)
+        times = self._scatter(self.indices, found[:, :, None].astype(rows.dtype))
+        return (here + (self.count - times) * mean**2).reshape(self.shape)
+
+    def _from_mean(self, rows: Array, found: Array, mean: Array) -> Float[Array, "n t d"]:
+        """g_ik − ḡ_k for every row k that example i has."""
+        picked = mean.at[self.indices].get(mode="fill", fill_value=0)
+        return jnp.where(found[:, :, None], rows - picked, jnp.zeros((), rows.dtype))
 
     def second_moment(self) -> Array:
         """(1/n) Σ g_i², coordinate by coordinate."""
-        return self._scatter(self.indices, self._distinct() ** 2).reshape(self.shape) / self.count
+        return self._scatter(self.indices, self._distinct()[0] ** 2).reshape(self.shape) / self.count
 
     def inner_products(self, direction: Array) -> Float[Array, " n"]:
         """⟨g_i, v⟩."""
