@@ -25,9 +25,23 @@ Modules, and the only modules of the package that each may import:
     _store       :
     kernels      : _factors, _recipe, _trace, _validate
     moments      : _factors, kernels, _validate
-    designs      : _validate
+    _covariances : 
+    _validate_designs : _validate
+    _law         : _covariances, _validate, _validate_designs
+    _uniform     : _covariances, _law, _validate
+    _ratio       :
+    _independent : _covariances, _law, _ratio, _validate, _validate_designs
+    _bernoulli   : _covariances, _independent, _law, _validate_designs
+    _unequal     : _covariances, _law, _validate, _validate_designs
+    _groups      : _covariances, _law, _validate, _validate_designs
+    _stratified  : _covariances, _law, _uniform, _validate, _validate_designs
+    _reshuffling : _covariances, _law, _uniform, _validate
+    designs      : _bernoulli, _covariances, _groups, _independent, _law, _reshuffling, _stratified, _unequal, _uniform
+    _contractions : _covariances, _factors, kernels
     _curves      : kernels, moments, designs, _validate
-    estimators   : _curves, _factors, kernels, moments, designs, _validate
+    _exact       : _contractions, designs, kernels, moments
+    _comparison  : _contractions, _exact, designs, kernels, moments, _validate, _validate_designs
+    estimators   : _comparison, _curves, _exact, _factors, kernels, designs, _validate
     problems     : _validate
 
 Importing this package changes no configuration of JAX.

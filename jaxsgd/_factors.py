@@ -109,6 +109,11 @@ class Dense:
         rows = self._rows()
         return einsum("n,np->p", weights.astype(rows.dtype), rows).reshape(self.shape)
 
+    def scaled(self, scales: Float[Array, " n"]) -> "Dense":
+        """The gradients s_i g_i."""
+        rows = self._rows()
+        return Dense((rows * scales.astype(rows.dtype)[:, None]).reshape(self.value.shape), self.why)
+
     def mean(self) -> Array:
         """(1/n) Σ g_i."""
         return _average(self._rows()).reshape(self.shape)
@@ -196,6 +201,11 @@ class Outer:
         """Σ w_i g_i, one matrix product over examples and positions."""
         left, right = self._arrays()
         return self.layout(_contract(left, right * weights.astype(right.dtype)[:, None, None, None]))
+
+    def scaled(self, scales: Float[Array, " n"]) -> "Outer":
+        """The gradients s_i g_i."""
+        left, right = self._arrays()
+        return Outer(left, right * scales.astype(right.dtype)[:, None, None, None], self.layout)
 
     def mean(self) -> Array:
         """(1/n) Σ g_i; the smaller side is divided, not the result."""

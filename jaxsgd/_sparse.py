@@ -55,6 +55,11 @@ class Sparse:
         rows = accumulated(self.rows)
         return self._scatter(self.indices, rows * weights.astype(rows.dtype)[:, None, None]).reshape(self.shape)
 
+    def scaled(self, scales: Float[Array, " n"]) -> "Sparse":
+        """The gradients s_i g_i."""
+        rows = accumulated(self.rows)
+        return Sparse(self.indices, rows * scales.astype(rows.dtype)[:, None, None], self.shape)
+
     def mean(self) -> Array:
         """(1/n) Σ g_i."""
         return self._scatter(self.indices, accumulated(self.rows)).reshape(self.shape) / self.count

@@ -128,6 +128,11 @@ class PerExampleGradients:
         _validate.vector(self.count, weights=weights)
         return _weighted_sum(self, weights)
 
+    def scaled(self, scales: Float[Array, " n"]) -> "PerExampleGradients":
+        """The gradients s_i g_i, for ``scales`` s of shape (n,), in the same form; the losses are scaled too."""
+        _validate.vector(self.count, scales=scales)
+        return _scaled(self, scales)
+
     def second_moment(self) -> PyTree:
         """(1/n) Σ g_i², coordinate by coordinate, a pytree like ``params``."""
         return _second_moment(self)
@@ -227,6 +232,12 @@ def _inner_products(g: PerExampleGradients, direction: PyTree) -> Float[Array, "
 @jax.jit
 def _weighted_sum(g: PerExampleGradients, weights: Float[Array, " n"]) -> PyTree:
     return g.structure.unflatten(factor.weighted_sum(weights) for factor in g.factors)
+
+
+@jax.jit
+def _scaled(g: PerExampleGradients, scales: Float[Array, " n"]) -> PerExampleGradients:
+    losses = g.example_losses * scales.astype(g.example_losses.dtype)
+    return PerExampleGradients(losses, tuple(factor.scaled(scales) for factor in g.factors), g.structure)
 
 
 @jax.jit
