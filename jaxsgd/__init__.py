@@ -25,7 +25,7 @@ Modules, and the only modules of the package that each may import:
     _store       :
     kernels      : _factors, _recipe, _trace, _validate
     moments      : _factors, kernels, _validate
-    _covariances : 
+    _covariances :
     _validate_designs : _validate
     _law         : _covariances, _validate, _validate_designs
     _uniform     : _covariances, _law, _validate

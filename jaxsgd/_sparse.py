@@ -70,7 +70,15 @@ class Sparse:
 
     def squared_deviations(self) -> Float[Array, " n"]:
         """‖g_i − ḡ‖² = ‖ḡ‖² + Σ_k ⟨g_ik, g_ik − 2ḡ_k⟩, over the rows k that example i has."""
-        rows, mean = self._distinct(), self.mean().reshape(self.num_rows, -1)
+        return self._deviations_from(self.mean().reshape(self.num_rows, -1))
+
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
+        mean = self.weighted_sum(weights / weights.sum()).reshape(self.num_rows, -1)
+        return jnp.dot(weights.astype(mean.dtype), self._deviations_from(mean))
+
+    def _deviations_from(self, mean: Float[Array, "v d"]) -> Float[Array, " n"]:
+        rows = self._distinct()
         picked = mean.at[self.indices].get(mode="fill", fill_value=0)
         changes = rows * (rows - 2 * picked)
         return changes.sum(axis=(1, 2)) + jnp.sum(mean**2)

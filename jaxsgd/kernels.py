@@ -141,6 +141,11 @@ class PerExampleGradients:
         """Σ ‖g_i − ḡ‖² = n tr Σ."""
         return _total_deviation(self)
 
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for ``weights`` w ≥ 0 of shape (n,) and the weighted mean ḡ_w = Σ w_i g_i / Σ w_i."""
+        _validate.vector(self.count, weights=weights)
+        return _weighted_deviation(self, weights)
+
     def variance(self, *, ddof: int = 0) -> PyTree:
         """(1/(n − ddof)) Σ (g_i − ḡ)², coordinate by coordinate, a pytree like ``params``."""
         _validate.at_least(0, ddof=ddof)
@@ -216,6 +221,11 @@ def _squared_deviations(g: PerExampleGradients) -> Float[Array, " n"]:
 @jax.jit
 def _total_deviation(g: PerExampleGradients) -> Float[Array, ""]:
     return total([factor.total_deviation() for factor in g.factors])
+
+
+@jax.jit
+def _weighted_deviation(g: PerExampleGradients, weights: Float[Array, " n"]) -> Float[Array, ""]:
+    return total([factor.weighted_deviation(weights) for factor in g.factors])
 
 
 @jax.jit
