@@ -32,11 +32,12 @@ Modules, and the only modules of the package that each may import:
     _ratio       :
     _independent : _covariances, _law, _ratio, _validate, _validate_designs
     _bernoulli   : _covariances, _independent, _law, _validate_designs
-    _unequal     : _covariances, _law, _validate, _validate_designs
+    _importance  : _covariances, _law, _validate, _validate_designs
+    _conditional_poisson : _covariances, _law, _validate_designs
     _groups      : _covariances, _law, _validate, _validate_designs
     _stratified  : _covariances, _law, _uniform, _validate, _validate_designs
     _reshuffling : _covariances, _law, _uniform, _validate
-    designs      : _bernoulli, _covariances, _groups, _independent, _law, _reshuffling, _stratified, _unequal, _uniform
+    designs      : _bernoulli, _covariances, _groups, _independent, _law, _reshuffling, _stratified, _uniform
     _contractions : _covariances, _factors, kernels
     _curves      : kernels, moments, designs, _validate
     _exact       : _contractions, designs, kernels, moments

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from jaxsgd._bernoulli import Bernoulli
+from jaxsgd._conditional_poisson import ConditionalPoisson
 from jaxsgd._covariances import (
     CircularCovariance,
     Covariance,
@@ -34,11 +35,11 @@ from jaxsgd._covariances import (
     StructuredCovariance,
 )
 from jaxsgd._groups import Blocks, CircularBlocks, Groups, Systematic
+from jaxsgd._importance import Importance
 from jaxsgd._independent import Hajek, Poisson
 from jaxsgd._law import SamplingDesign, Scale, WeightVector
 from jaxsgd._reshuffling import Reshuffling
 from jaxsgd._stratified import Stratified
-from jaxsgd._unequal import ConditionalPoisson, Importance
 from jaxsgd._uniform import DistinctUnits, WithoutReplacement, WithReplacement
 
 __all__ = [
