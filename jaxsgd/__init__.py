@@ -15,6 +15,7 @@ Symbols, the same in code, docstrings and figures:
 Modules, and the only modules of the package that each may import:
 
     _validate    :
+    _validate_designs : _validate
     _jaxpr       :
     _factors     :
     _sparse      : _factors
@@ -26,7 +27,6 @@ Modules, and the only modules of the package that each may import:
     kernels      : _factors, _recipe, _trace, _validate
     moments      : _factors, kernels, _validate
     _covariances :
-    _validate_designs : _validate
     _law         : _covariances, _validate, _validate_designs
     _uniform     : _covariances, _law, _validate
     _ratio       :
@@ -37,7 +37,8 @@ Modules, and the only modules of the package that each may import:
     _groups      : _covariances, _law, _validate, _validate_designs
     _stratified  : _covariances, _law, _uniform, _validate, _validate_designs
     _reshuffling : _covariances, _law, _uniform, _validate
-    designs      : _bernoulli, _covariances, _groups, _independent, _law, _reshuffling, _stratified, _uniform
+    designs      : _bernoulli, _conditional_poisson, _covariances, _groups, _importance, _independent, _law,
+                   _reshuffling, _stratified, _uniform
     _contractions : _covariances, _factors, kernels
     _curves      : kernels, moments, designs, _validate
     _exact       : _contractions, designs, kernels, moments

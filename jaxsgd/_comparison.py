@@ -97,10 +97,10 @@ def compare(
     >>> loss_fn, params, data = problems.line_fit()
     >>> g = kernels.per_example_gradients(loss_fn)(params, data)
     >>> print(compare([designs.WithoutReplacement(2), designs.Blocks(2), designs.Groups([0, 0, 0, 1], "realized")], g))
-    design                                                     bias    variance    effect
-    WithoutReplacement(batch_size=2)                              0        5.25    0.6667
-    Blocks(batch_size=2)                                          0        1.25    0.1587
-    Groups(assignment=(0, 0, 0, 1), normalize='realized')     2.427       14.14     1.795
+    design                                                       bias    variance    effect
+    WithoutReplacement(batch_size=2)                                0        5.25    0.6667
+    Blocks(batch_size=2)                                            0        0.25   0.03175
+    Groups(assignment=(0, 0, 0, 1), normalize='realized')        1.74       12.11     1.538
     """
     named = dict(laws) if isinstance(laws, Mapping) else {str(design): design for design in laws}
     bias, variance, effect = np.zeros((3, len(named)))

@@ -37,9 +37,10 @@ class ConditionalPoisson(WithinPopulation):
         π_i^(m) ∝ ω_i (1 − π_i^(m−1)),    π_ij^(m) ∝ ω_i ω_j (1 − π_i^(m−2) − π_j^(m−2) + π_ij^(m−2)),
 
     with sums m and m(m−1); in floating point that loses all digits where some π_i are close to one, so the polynomials
-    are taken as Fourier sums instead. ĝ = Σ_{i∈s} g_i/(N π_i) is unbiased, and its covariance is that of Horvitz and
-    Thompson, (π_ij − π_i π_j)/(N² π_i π_j), which has no structure. ``odds`` is any vector of positive numbers, kept as a tuple;
-    only their ratios matter. Draws are exact: example after example, with its probability given those before.
+    are taken as Fourier sums instead. ĝ = Σ_{i∈s} g_i/(N π_i) is unbiased, and its covariance is that of Horvitz
+    and Thompson, (π_ij − π_i π_j)/(N² π_i π_j), which has no structure. ``odds`` is any vector of
+    positive numbers, kept as a tuple; only their ratios matter. Draws are exact: example after example, with its
+    probability given those before.
 
     References:
         X.-H. Chen, A. P. Dempster and J. S. Liu, "Weighted finite population sampling to maximize entropy",

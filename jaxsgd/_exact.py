@@ -59,7 +59,7 @@ def exact(design: designs.Design, g: kernels.PerExampleGradients | moments.Gradi
     >>> float(exact(designs.WithReplacement(batch_size=2), g).variance)
     7.875
     >>> round(float(exact(designs.Stratified([0, 0, 1, 1], [1, 1]), g).variance), 6)
-    7.25
+    7.75
     """
     population_size = g.count if isinstance(g, kernels.PerExampleGradients) else int(g.count)
     covariance, mean_weights = design.weight_covariance(population_size), design.mean_weights(population_size)

@@ -40,8 +40,8 @@ class Reshuffling(WithinPopulation):
     >>> design = Reshuffling(batch_size=2, drop_last=False)
     >>> design.batch_sizes(5)
     (2, 2, 1)
-    >>> design.epoch_mean_covariance(5)  # 1/60 of I − 11ᵀ/5
-    ExchangeableCovariance(identity=Fraction(1, 60), common=Fraction(1, 300))
+    >>> design.epoch_mean_covariance(5)
+    ExchangeableCovariance(identity=Fraction(1, 180), common=Fraction(1, 900))
     >>> design.epoch_mean_covariance(5, by="example").identity
     Fraction(0, 1)
     """

@@ -113,7 +113,7 @@ def test_merging_is_associative() -> None:
 
 @pytest.mark.parametrize("name", LAWS)
 def test_monte_carlo_of_every_law(name: str) -> None:
-    """Against the exact estimate, in standard errors known from the support; a variance 1.2 times as large is rejected."""
+    """Against the exact estimate, in standard errors known from the support; 1.2 times the variance is rejected."""
     design = LAWS[name](6)
     exact = estimators.exact(design, G)
     drawn = estimators.monte_carlo(design, G, key=jax.random.key(32), num_draws=4096, chunk_size=4096)

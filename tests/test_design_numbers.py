@@ -208,20 +208,26 @@ def test_a_short_last_batch_makes_the_epoch_mean_random() -> None:
 # R 4.2.2 with its package sampling 2.9 (Tillé and Matei): π = UPMEpikfromq(UPMEqfromw(odds, 3)), and the rows of
 # UPMEpik2frompikw(π, odds) for the first and the last example of the first odds, and the last of the second.
 ODDS = ([1, 2, 3, 5, 8, 13], [0.1136825912, 0.2883560916, 0.7912414310, 1.3788381264, 3.5321129520, 6.8987563540])
-PI = [
-    [0.16698935140367860, 0.30590513068731850, 0.41965150048402711]
-    + [0.58325266214908034, 0.71248789932236201, 0.81171345595353350],
-    [0.069999999976247285, 0.169999999998578954, 0.409999999991079778]
-    + [0.610000000009381482, 0.830000000015854167, 0.910000000008858168],
-]
-FIRST_ROW = [0.166989351403678599, 0.028073572120038692, 0.040658276863504317]
-FIRST_ROW += [0.062923523717328178, 0.089060987415295251, 0.11326234269119068]
-LAST_ROWS = [
-    [0.113262342691190676, 0.213939980638915755, 0.302032913843175266]
-    + [0.440464666021297080, 0.553727008712487700, 0.81171345595353350],
-    [0.055925963355560639, 0.137720032172622797, 0.345223946145641281]
-    + [0.535062035194795893, 0.746068023149095594, 0.910000000008858168],
-]
+PI = (
+    "0.16698935140367860 0.30590513068731850 0.41965150048402711 0.58325266214908034 0.71248789932236201 "
+    "0.81171345595353350",
+    "0.069999999976247285 0.169999999998578954 0.409999999991079778 0.610000000009381482 0.830000000015854167 "
+    "0.910000000008858168",
+)
+FIRST_ROW = (
+    "0.166989351403678599 0.028073572120038692 0.040658276863504317 0.062923523717328178 0.089060987415295251 "
+    "0.11326234269119068"
+)
+LAST_ROWS = (
+    "0.113262342691190676 0.213939980638915755 0.302032913843175266 0.440464666021297080 0.553727008712487700 "
+    "0.81171345595353350",
+    "0.055925963355560639 0.137720032172622797 0.345223946145641281 0.535062035194795893 0.746068023149095594 "
+    "0.910000000008858168",
+)
+
+
+def printed(row: str) -> np.ndarray:
+    return np.array(row.split(), dtype=float)
 
 
 @pytest.mark.parametrize("rational", [True, False])
@@ -230,11 +236,11 @@ def test_conditional_poisson_agrees_with_another_program(rational: bool) -> None
     for odds, pi, row in zip(ODDS, PI, LAST_ROWS, strict=True):
         design = designs.ConditionalPoisson([F(x) if rational else float(x) for x in odds], 3)
         joint = design.joint_inclusion_probabilities(6)
-        assert_close(design.inclusion_probabilities(6), pi, atol=1e-14)
-        assert_close(joint[5], row, atol=1e-14)
-        assert abs(pi[4] * pi[5] - row[4]) > 1e-3
+        assert_close(design.inclusion_probabilities(6), printed(pi), atol=1e-14)
+        assert_close(joint[5], printed(row), atol=1e-14)
+        assert abs(printed(pi)[4] * printed(pi)[5] - printed(row)[4]) > 1e-3
         if odds is ODDS[0]:
-            assert_close(joint[0], FIRST_ROW, atol=1e-15)
+            assert_close(joint[0], printed(FIRST_ROW), atol=1e-15)
 
 
 @pytest.mark.parametrize(("N", "M"), [(2, 1), (6, 5), (6, 6), (40, 33), (41, 3)])
@@ -247,7 +253,7 @@ def test_fourier_sums_agree_with_rational_recursions(N: int, M: int) -> None:
     assert isinstance(rounded.weight_covariance(N).entries(N)[0, 0], float)
     pi, joint = exact.inclusion_probabilities(N), exact.joint_inclusion_probabilities(N)
     assert_close(rounded.inclusion_probabilities(N) / pi, np.ones(N), atol=1e-13)
-    assert_close(rounded.joint_inclusion_probabilities(N) / joint, np.ones((N, N)), atol=1e-13)
+    assert_close(rounded.joint_inclusion_probabilities(N), joint, atol=1e-15)
 
 
 def test_conditional_poisson_of_many_examples() -> None:
