@@ -114,7 +114,7 @@ def _quadratic(
         centered = rows - mean[None]
         A, r = matrix.astype(rows.dtype), row_sums.astype(rows.dtype)
         inner = jnp.sum(centered * _factors.einsum("ij,jp->ip", A, centered))
-        parts.append(inner + jnp.dot(r, 2 * _factors.einsum("np,p->n", centered, mean) + jnp.sum(mean**2)))
+        parts.append(inner + jnp.sum(r * (2 * _factors.einsum("np,p->n", centered, mean) + jnp.sum(mean**2))))
     return _factors.total(parts)
 
 

@@ -262,9 +262,9 @@ class Outer:
         _, t, i, o = self.sizes
         if 4 * t * (i + o) > i * o and t > 1:
             mean = _contract(left, right * shares[:, None, None, None])
-            return jnp.dot(weights, self._each(lambda block: jnp.sum((block - mean) ** 2)))
+            return jnp.sum(weights * self._each(lambda block: jnp.sum((block - mean) ** 2)))
         centered, shift = self._centered(shares)
-        return jnp.dot(weights, centered.squared_norms()) - weights.sum() * jnp.sum(shift**2)
+        return jnp.sum(weights * centered.squared_norms()) - weights.sum() * jnp.sum(shift**2)
 
     def _centered(self, shares: Float[Array, " n"] | None = None) -> tuple["Outer", Array]:
         """h_i = g_i − ĀᵀB̄ as factors of 2t positions, and the mean of h, with means weighted by ``shares`` if given.

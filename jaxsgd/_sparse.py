@@ -75,7 +75,7 @@ class Sparse:
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
         """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
         mean = self.weighted_sum(weights / weights.sum()).reshape(self.num_rows, -1)
-        return jnp.dot(weights.astype(mean.dtype), self._deviations_from(mean))
+        return jnp.sum(weights.astype(mean.dtype) * self._deviations_from(mean))
 
     def _deviations_from(self, mean: Float[Array, "v d"]) -> Float[Array, " n"]:
         rows = self._distinct()

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from models import MODELS
 from registry import LAWS, PROBLEMS, RATIOS, ROUNDED, gradients_given, measured, skewed, take
 from twins import Law, assert_close, flat, loop_of
 
+import jaxsgd
 from jaxsgd import designs, estimators
 
 POPULATIONS = (1, 2, 4, 5)
@@ -197,6 +199,19 @@ def test_strata_and_groups_of_every_size(sizes: tuple[int, ...]) -> None:
         np.sqrt(max(rows[assignment == h].var(axis=0, ddof=min(1, n - 1)).sum(), 0)) for h, n in enumerate(sizes)
     ]
     assert_close(estimators.stratum_deviations(g, assignment), deviations, atol=1e-13 * max(deviations))
+
+
+@pytest.mark.parametrize("model", ["embedding", "conv_small_output", "recurrent", "used_twice"])
+def test_structured_designs_of_gradients_in_every_form(model: str) -> None:
+    """Against ⟨Cov w, K⟩. Catches a factor whose examples are not along its first axis, or that does not batch."""
+    loss_fn, params, batch, _ = MODELS[model]()
+    g = jax.jit(jaxsgd.per_example_gradients(loss_fn))(params, batch)
+    K, N = np.asarray(g.gram(), dtype=np.float64), g.count
+    tolerance = 1e-4 if g.squared_norms().dtype == jnp.float32 else 1e-11
+    for name in ("stratified", "groups", "circular_blocks", "importance", "poisson_skip", "conditional_poisson"):
+        C = LAWS[name](N).weight_covariance(N).dense(N)
+        exact = estimators.exact(LAWS[name](N), g).variance
+        assert_close(exact, np.sum(C * K), atol=tolerance * float(np.sum(np.abs(C * K))), what=name)
 
 
 @pytest.mark.parametrize(("N", "M"), [(7, 3), (300, 7), (1030, 600)])
