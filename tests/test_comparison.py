@@ -9,7 +9,7 @@ import pytest
 from registry import EX_B, LAWS, PROBLEMS, gradients_given, measured, skewed, take
 from twins import assert_close, flat
 
-from jaxsgd import designs, estimators, moments, problems
+from jaxsgd import _importance, designs, estimators, moments, problems
 
 G = measured(gradients_given(EX_B))
 
@@ -168,6 +168,19 @@ def test_certain_and_impossible_examples() -> None:
         assert_close(exact.mean, 8 / 3, atol=1e-15)
     for seed in range(20):
         assert designs.Importance([0.5, 0.0, 0.5], 5).weights(jax.random.key(seed), 3)[1] == 0
+
+
+@pytest.mark.parametrize("N", [1, 2, 5, 20_000])
+def test_importance_draws_have_the_stated_chances_in_float32(N: int) -> None:
+    """Catches cumulative sums in float32, which move the chances of single examples by a percent."""
+    p = np.random.default_rng(N).exponential(size=N)
+    p = p / p.sum()
+    thresholds, others = _importance._alias_table(designs.Importance(p, 1).probabilities)
+    kept = np.clip(np.asarray(thresholds, np.float32).astype(float), 0, 1)
+    stated = (kept + np.bincount(others, weights=1 - kept, minlength=N)) / N
+    assert_close(stated / p.mean(), p / p.mean(), atol=1e-5)
+    cumulative = np.diff(np.cumsum(p).astype(np.float32).astype(float), prepend=0)
+    assert N < 20_000 or np.abs(cumulative / p.mean() - p / p.mean()).max() > 1e-4, "the control must be off"
 
 
 def test_skipping_never_draws_an_empty_batch() -> None:
