@@ -15,12 +15,13 @@ Symbols, the same in code, docstrings and figures:
 Modules, and the only modules of the package that each may import:
 
     _validate    :
+    _validate_designs : _validate
     _jaxpr       :
     _factors     :
     _dense       : _factors
     _outer       : _dense, _factors
     _sparse      : _factors
-    _shifted     : _factors
+    _shifted     : _dense, _factors
     _recipe      : _dense, _outer, _shifted, _sparse, _jaxpr
     _convolution : _factors, _outer, _jaxpr, _recipe
     _rules       : _convolution, _dense, _factors, _outer, _sparse, _jaxpr, _recipe
@@ -32,13 +33,28 @@ Modules, and the only modules of the package that each may import:
     checks       : _gradients, _validate
     model_agnostic : _factors, _gradients, _validate
     moments      : _factors, kernels, _validate
-    designs      : _validate
+    _covariances :
+    _law         : _covariances, _validate, _validate_designs
+    _uniform     : _covariances, _law, _validate
+    _ratio       :
+    _independent : _covariances, _law, _ratio, _validate, _validate_designs
+    _bernoulli   : _covariances, _independent, _law, _validate_designs
+    _importance  : _covariances, _law, _validate, _validate_designs
+    _conditional_poisson : _covariances, _law, _validate_designs
+    _groups      : _covariances, _law, _validate, _validate_designs
+    _stratified  : _covariances, _law, _uniform, _validate, _validate_designs
+    _reshuffling : _covariances, _law, _uniform, _validate
+    designs      : _bernoulli, _conditional_poisson, _covariances, _groups, _importance, _independent, _law,
+                   _reshuffling, _stratified, _uniform
+    _contractions : _covariances, _factors, kernels
     _curves      : kernels, moments, designs, _validate
     _batch_losses  : _factors, designs, _validate
     _set_functions :
     _subset_losses : _batch_losses, _set_functions
     _sample_estimates : kernels, _validate
-    estimators   : _batch_losses, _curves, _sample_estimates, _factors, kernels, moments, designs, _validate
+    _exact       : _contractions, designs, kernels, moments
+    _comparison  : _contractions, _exact, designs, kernels, moments, _validate, _validate_designs
+    estimators   : _batch_losses, _comparison, _curves, _exact, _sample_estimates, _factors, kernels, designs, _validate
     problems     : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate
 

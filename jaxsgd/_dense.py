@@ -47,6 +47,11 @@ class Dense:
         rows = self._rows()
         return einsum("n,np->p", weights.astype(rows.dtype), rows).reshape(self.shape)
 
+    def scaled(self, scales: Float[Array, " n"]) -> "Dense":
+        """The gradients s_i g_i."""
+        rows = self._rows()
+        return Dense((rows * scales.astype(rows.dtype)[:, None]).reshape(self.value.shape), self.why)
+
     def mean(self) -> Array:
         """(1/n) Σ g_i."""
         if self.summary is not None and self.summary[0] is not None:
@@ -70,6 +75,13 @@ class Dense:
     def total_deviation(self) -> Float[Array, ""]:
         """Σ ‖g_i − ḡ‖²."""
         return self.squared_deviations().sum()
+
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
+        rows = self._rows()
+        weights = weights.astype(rows.dtype)
+        mean = einsum("n,np->p", weights / weights.sum(), rows)
+        return einsum("n,np->", weights, (rows - mean[None]) ** 2)
 
     def coordinate_deviations(self) -> Array:
         """Σ (g_i − ḡ)², coordinate by coordinate."""

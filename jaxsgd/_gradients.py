@@ -85,6 +85,11 @@ class PerExampleGradients:
         _validate.vector(self.count, weights=weights)
         return _compiled("_weighted_sum", self, weights)
 
+    def scaled(self, scales: Float[Array, " n"]) -> "PerExampleGradients":
+        """The gradients s_i g_i, for ``scales`` s of shape (n,), in the same form; the losses are scaled too."""
+        _validate.vector(self.count, scales=scales)
+        return _compiled("_scaled", self, scales)
+
     def second_moment(self) -> PyTree:
         """(1/n) Σ g_i², coordinate by coordinate, a pytree like ``params``."""
         return _compiled("_second_moment", self)
@@ -92,6 +97,11 @@ class PerExampleGradients:
     def total_deviation(self) -> Float[Array, ""]:
         """Σ ‖g_i − ḡ‖² = n tr Σ."""
         return _compiled("_total_deviation", self)
+
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for ``weights`` w ≥ 0 of shape (n,) and the weighted mean ḡ_w = Σ w_i g_i / Σ w_i."""
+        _validate.vector(self.count, weights=weights)
+        return _compiled("_weighted_deviation", self, weights)
 
     def variance(self, *, ddof: int = 0) -> PyTree:
         """(1/(n − ddof)) Σ (g_i − ḡ)², coordinate by coordinate, a pytree like ``params``."""
@@ -148,6 +158,14 @@ class PerExampleGradients:
 
     def _total_deviation(self) -> Float[Array, ""]:
         return total([factor.total_deviation() for factor in self.factors])
+
+    def _weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        return total([factor.weighted_deviation(weights) for factor in self.factors])
+
+    def _scaled(self, scales: Float[Array, " n"]) -> "PerExampleGradients":
+        losses = self.example_losses * scales.astype(self.example_losses.dtype)
+        factors = tuple(factor.scaled(scales) for factor in self.factors)
+        return PerExampleGradients(losses, self.structure, factors, self.rules)
 
     def _coordinate_deviations(self) -> PyTree:
         return self.structure.unflatten(factor.coordinate_deviations() for factor in self.factors)

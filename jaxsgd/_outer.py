@@ -112,6 +112,11 @@ class Outer:
         left, right = self._arrays()
         return self.layout(_contract(left, right * weights.astype(right.dtype)[:, None, None, None]))
 
+    def scaled(self, scales: Float[Array, " n"]) -> "Outer":
+        """The gradients s_i g_i."""
+        left, right = self._arrays()
+        return Outer(left, right * scales.astype(right.dtype)[:, None, None, None], self.layout)
+
     def mean(self) -> Array:
         """(1/n) Σ g_i; the smaller side is divided, not the result."""
         left, right = self._arrays()
@@ -157,21 +162,37 @@ class Outer:
         centered, shift = self._centered()
         return centered.squared_norms().sum() - self.count * jnp.sum(shift**2)
 
-    def _centered(self) -> tuple["Outer", Array]:
-        """h_i = g_i − ĀᵀB̄ as factors of 2t positions, and the mean of h.
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
+        left, right = self._arrays()
+        weights = weights.astype(right.dtype)
+        shares = weights / weights.sum()
+        _, t, i, o = self.sizes
+        if 4 * t * (i + o) > i * o and t > 1:
+            mean = _contract(left, right * shares[:, None, None, None])
+            return jnp.sum(weights * self._each(lambda block: jnp.sum((block - mean) ** 2)))
+        centered, shift = self._centered(shares)
+        return jnp.sum(weights * centered.squared_norms()) - weights.sum() * jnp.sum(shift**2)
+
+    def _centered(self, shares: Float[Array, " n"] | None = None) -> tuple["Outer", Array]:
+        """h_i = g_i − ĀᵀB̄ as factors of 2t positions, and the mean of h, with means weighted by ``shares`` if given.
 
         AᵀB − ĀᵀB̄ = (A − Ā)ᵀB + Āᵀ(B − B̄), in which nothing cancels when all g_i are nearly equal.
         """
         left, right = self._arrays()
-        mean_left, mean_right = left.mean(axis=0, keepdims=True), right.mean(axis=0, keepdims=True)
+        if shares is None:
+            mean_left, mean_right = left.mean(axis=0, keepdims=True), right.mean(axis=0, keepdims=True)
+            mean = _contract(left, right / self.count)
+        else:
+            mean_left, mean_right = (einsum("n,nbti->bti", shares, side)[None] for side in (left, right))
+            mean = _contract(left, right * shares[:, None, None, None])
         constant = jnp.broadcast_to(mean_left, left.shape)
         centered = Outer(
             jnp.concatenate([left - mean_left, constant], axis=2),
             jnp.concatenate([right, right - mean_right], axis=2),
             Layout(self.layout.base),
         )
-        shift = _contract(left, right / self.count) - _contract(mean_left, mean_right)
-        return centered, shift
+        return centered, mean - _contract(mean_left, mean_right)
 
     def coordinate_deviations(self) -> Array:
         """Σ (g_i − ḡ)², coordinate by coordinate.

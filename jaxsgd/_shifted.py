@@ -1,6 +1,6 @@
 """Per-example gradients that are factored but for a part that all examples share, as a weight penalty adds it.
 
-Imports ``_factors`` only.
+Imports ``_dense`` and ``_factors`` only.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxsgd._dense import Dense
 from jaxsgd._factors import Flops, accumulated
 
 
@@ -43,6 +44,10 @@ class Shifted:
         """Σ w_i g_i = Σ w_i h_i + s Σ w_i."""
         return self.base.weighted_sum(weights) + weights.sum().astype(self._shift.dtype) * self._shift
 
+    def scaled(self, scales: Float[Array, " n"]) -> Dense:
+        """The gradients s_i g_i, of which no part is shared any more."""
+        return Dense(self.materialize(), "shared in part").scaled(scales)
+
     def mean(self) -> Array:
         """(1/n) Σ g_i."""
         return self.base.mean() + self._shift
@@ -58,6 +63,10 @@ class Shifted:
     def total_deviation(self) -> Float[Array, ""]:
         """Σ ‖g_i − ḡ‖²."""
         return self.base.total_deviation()
+
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
+        return self.base.weighted_deviation(weights)
 
     def coordinate_deviations(self) -> Array:
         """Σ (g_i − ḡ)², coordinate by coordinate."""

@@ -60,6 +60,11 @@ class Sparse:
         rows = accumulated(self.rows)
         return self._scatter(self.indices, rows * weights.astype(rows.dtype)[:, None, None]).reshape(self.shape)
 
+    def scaled(self, scales: Float[Array, " n"]) -> "Sparse":
+        """The gradients s_i g_i."""
+        rows = accumulated(self.rows)
+        return Sparse(self.indices, rows * scales.astype(rows.dtype)[:, None, None], self.shape)
+
     def mean(self) -> Array:
         """(1/n) Σ g_i."""
         return self._scatter(self.indices, accumulated(self.rows)).reshape(self.shape) / self.count
@@ -69,8 +74,16 @@ class Sparse:
         return jnp.sum(self._distinct()[0] ** 2, axis=(1, 2))
 
     def squared_deviations(self) -> Float[Array, " n"]:
-        """‖g_i − ḡ‖², from ‖g_ik − ḡ_k‖² for the rows k that example i has and ‖ḡ_k‖² for those that it has not."""
-        mean = self.mean().reshape(self.num_rows, -1)
+        """‖g_i − ḡ‖²."""
+        return self._deviations_from(self.mean().reshape(self.num_rows, -1))
+
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
+        mean = self.weighted_sum(weights / weights.sum()).reshape(self.num_rows, -1)
+        return jnp.sum(weights.astype(mean.dtype) * self._deviations_from(mean))
+
+    def _deviations_from(self, mean: Float[Array, "v d"]) -> Float[Array, " n"]:
+        """‖g_i − m‖², from ‖g_ik − m_k‖² for the rows k that example i has and ‖m_k‖² for those that it has not."""
         rows, found = self._distinct()
         here = jnp.sum(self._from_mean(rows, found, mean) ** 2, axis=(1, 2))
         norms = jnp.sum(mean**2, axis=1)

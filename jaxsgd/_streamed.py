@@ -74,6 +74,20 @@ class StreamedGradients(PerExampleGradients):
 
         return self._sum(deviation)
 
+    def _weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        mean = self._weighted_sum(weights / weights.sum())
+
+        def deviation(g: PerExampleGradients, w: Float[Array, " n"]) -> Float[Array, ""]:
+            weight = jnp.maximum(w.sum(), jnp.finfo(w.dtype).tiny)  # type: ignore[no-untyped-call]
+            delta = jax.tree.map(jnp.subtract, g.weighted_sum(w / weight), mean)
+            within = jnp.where(w.sum() > 0, g.weighted_deviation(jnp.where(w.sum() > 0, w, jnp.ones_like(w))), 0.0)
+            return within + w.sum().astype(within.dtype) * squared_norm(delta)
+
+        return self._sum(deviation, weights)
+
+    def _scaled(self, scales: Float[Array, " n"]) -> "StreamedGradients":
+        return streamed(_ScaledLoss(self.loss_fn), self.params, (self.batch, scales), self.chunk_size)
+
     def _coordinate_deviations(self) -> PyTree:
         mean = self._mean()
 
@@ -120,6 +134,18 @@ class StreamedGradients(PerExampleGradients):
     def _of_chunk(self, statistic: Callable[..., Any], chunk: tuple[PyTree, tuple[Array, ...]]) -> Any:
         batch, arrays = chunk
         return statistic(trace_batch(self.loss_fn, self.params, batch), *arrays)
+
+
+@dataclass(frozen=True)
+class _ScaledLoss:
+    """The loss of an example and a scale; equal for equal losses, so that it is not compiled again."""
+
+    loss_fn: Loss
+
+    def __call__(self, params: PyTree, example: tuple[PyTree, Array]) -> Array:
+        inner, scale = example
+        loss = self.loss_fn(params, inner)
+        return loss * scale.astype(loss.dtype)
 
 
 def streamed(loss_fn: Loss, params: PyTree, batch: PyTree, chunk_size: int) -> StreamedGradients:

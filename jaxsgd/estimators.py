@@ -14,17 +14,16 @@ the mean weight 1/N; neither independence nor distinctness is used. Both enter t
 the three agree, exactly or within the standard errors they carry. The curves do the same for every batch size.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxsgd import _factors, _validate, designs, kernels, moments
+from jaxsgd import _factors, _validate, designs, kernels
 from jaxsgd._batch_losses import BatchLossGradient, batch_loss_gradient
+from jaxsgd._comparison import Comparison, compare, design_effect, optimal_probabilities, stratum_deviations
 from jaxsgd._curves import (
     DesignName,
     SquaredErrorLaw,
@@ -33,6 +32,7 @@ from jaxsgd._curves import (
     squared_error_law,
     variance_curve,
 )
+from jaxsgd._exact import Estimate, exact
 from jaxsgd._sample_estimates import (
     CentralMoments,
     horvitz_thompson_variance,
@@ -45,76 +45,29 @@ from jaxsgd._sample_estimates import (
 __all__ = [
     "BatchLossGradient",
     "CentralMoments",
+    "Comparison",
     "DesignName",
     "Estimate",
     "SquaredErrorLaw",
     "VarianceCurve",
     "batch_loss_gradient",
+    "compare",
+    "design_effect",
     "enumerate_batches",
     "exact",
     "horvitz_thompson_variance",
+    "merge",
     "monte_carlo",
     "monte_carlo_curve",
+    "optimal_probabilities",
     "sen_yates_grundy_variance",
     "squared_error_law",
+    "stratum_deviations",
     "variance_curve",
     "with_replacement_variance",
     "without_replacement_central_moments",
     "without_replacement_variance",
 ]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Estimate:
-    """E ĝ (a pytree like ``params``) and tr Cov ĝ, with the standard error of the latter.
-
-    ``standard_error`` and ``num_draws`` are 0 for exact results. The standard error of ``mean`` needs no field:
-    E‖mean − E ĝ‖² = variance / num_draws.
-    """
-
-    mean: Any
-    variance: Any
-    standard_error: Any
-    num_draws: Any
-
-
-def exact(design: designs.Design, g: kernels.PerExampleGradients | moments.GradientMoments) -> Estimate:
-    """E ĝ and tr Cov ĝ of a design, from the moments of the gradients alone.
-
-    For Cov w = a I − c 11ᵀ, in centered form so that no digit cancels,
-
-        tr Cov ĝ = a Σ‖g_i‖² − c ‖Σ g_i‖² = a N tr Σ + (a N − c N²) ‖ḡ‖².
-
-    Args:
-        design: a law on w for this population.
-        g: the gradients of the whole population, or their moments.
-
-    Raises:
-        ValueError: if the batch is larger than the population, or a gradient is not finite.
-
-    >>> from jaxsgd import problems
-    >>> loss_fn, params, data = problems.line_fit()
-    >>> g = kernels.per_example_gradients(loss_fn)(params, data)
-    >>> float(exact(designs.WithoutReplacement(batch_size=2), g).variance)
-    5.25
-    >>> float(exact(designs.WithReplacement(batch_size=2), g).variance)
-    7.875
-    """
-    m = moments.of(g)
-    population_size = g.count if isinstance(g, kernels.PerExampleGradients) else int(m.count)
-    covariance, mean_weights = design.weight_covariance(population_size), design.mean_weights(population_size)
-    if np.ptp(mean_weights) > 0:
-        raise ValueError(f"mean_weights of {design} must be equal for all examples, as its covariance is")
-    identity = covariance.identity * population_size
-    of_total = identity - covariance.common * population_size**2  # 0 for a batch whose total weight is fixed
-    variance = float(identity) * m.trace_covariance(ddof=0) + float(of_total) * m.squared_mean_norm
-    return Estimate(
-        mean=jax.tree.map(lambda leaf: float(mean_weights[0] * population_size) * leaf, m.mean),
-        variance=variance,
-        standard_error=jnp.zeros_like(variance),
-        num_draws=0,
-    )
 
 
 def enumerate_batches(
@@ -163,11 +116,15 @@ def monte_carlo(
     key: Array,
     num_draws: int,
     chunk_size: int = 256,
+    first_draw: int = 0,
 ) -> Estimate:
     """E ĝ and tr Cov ĝ from batches really drawn.
 
-    The mean over R draws is Gᵀ w̄ for the mean w̄ of the drawn weights, so a first pass needs no gradients;
-    a second pass over the same draws sums ‖Gᵀ(w_r − w̄)‖² and divides by R − 1, which is unbiased for tr Cov ĝ.
+    With ĝ_r the gradient of draw r, m their mean, and v = Σ E[w_i] g_i the mean that the design states,
+
+        Σ ‖ĝ_r − m‖² = Σ ‖ĝ_r − v‖² − R ‖m − v‖²,
+
+    and this over R − 1 is unbiased for tr Cov ĝ, whether or not the stated mean is right. It takes one pass.
 
     Args:
         design: a law on w for this population.
@@ -175,31 +132,79 @@ def monte_carlo(
         key: draw r uses ``fold_in(key, r)``, so results do not depend on ``chunk_size`` but for rounding.
         num_draws: R, at least 2.
         chunk_size: how many draws are held at a time: chunk_size · (N + P) numbers.
+        first_draw: the number of the first draw. Draws k, k + 1, … continue an estimate from draws 0, …, k − 1 with the
+            same key, and ``merge`` puts the two together.
 
     Returns:
-        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the R terms over √R.
+        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the R numbers ‖ĝ_r − v‖² over √R.
 
     Raises:
         TypeError: if ``key`` is not a key.
         ValueError: if there are fewer than two draws, the batch is larger than the population, or a gradient
             is not finite.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> g, key = kernels.per_example_gradients(loss_fn)(params, data), jax.random.key(0)
+    >>> first = monte_carlo(designs.WithoutReplacement(2), g, key=key, num_draws=100)
+    >>> more = monte_carlo(designs.WithoutReplacement(2), g, key=key, num_draws=300, first_draw=100)
+    >>> int(merge(first, more).num_draws)
+    400
     """
     _validate.random_key(key=key)
     _validate.at_least(2, num_draws=num_draws)
+    _validate.at_least(0, first_draw=first_draw)
     _validate.positive_integer(chunk_size=chunk_size)
     kernels.require_finite(g)
-    chunks = [jnp.arange(start, min(start + chunk_size, num_draws)) for start in range(0, num_draws, chunk_size)]
-    totals = [_draw(design, g.count, key, chunk).sum(axis=0) for chunk in chunks]
-    mean_weights = sum(totals[1:], totals[0]) / num_draws
-    squared_errors = jnp.concatenate(
-        [_squared_errors(g, _draw(design, g.count, key, chunk) - mean_weights[None]) for chunk in chunks]
-    )
-    terms = squared_errors * (num_draws / (num_draws - 1))
+    stated = jnp.asarray(design.mean_weights(g.count))
+    total, squared_errors = jnp.zeros_like(stated), []
+    for start in range(first_draw, first_draw + num_draws, chunk_size):
+        draws = jnp.arange(start, min(start + chunk_size, first_draw + num_draws))
+        deviations = _draw(design, g.count, key, draws) - stated[None]
+        total = total + deviations.sum(axis=0)
+        squared_errors.append(_squared_errors(g, deviations))
+    terms = jnp.concatenate(squared_errors)
+    mean_error = _squared_errors(g, total[None] / num_draws)[0]
     return Estimate(
-        mean=g.weighted_sum(mean_weights),
-        variance=terms.mean(),
+        mean=g.weighted_sum(stated + total / num_draws),
+        variance=(terms.mean() - mean_error) * (num_draws / (num_draws - 1)),
         standard_error=terms.std(ddof=1) / num_draws**0.5,
         num_draws=num_draws,
+        mean_squared_error=terms.mean(),
+    )
+
+
+def merge(first: Estimate, second: Estimate) -> Estimate:
+    """The estimate from the draws of two, as if ``monte_carlo`` had made them all at once, but for rounding.
+
+    With n draws of mean m, variance V and mean squared error q ± s in each, Σ‖ĝ_r − m‖² = (n − 1) V gains
+    ‖m₁ − m₂‖² n₁n₂/(n₁ + n₂) over the two sums, and n (n − 1) s² gains (q₁ − q₂)² n₁n₂/(n₁ + n₂) (Chan, Golub and
+    LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983).
+
+    Args:
+        first: from ``monte_carlo``.
+        second: from other draws of the same design and gradients.
+
+    Raises:
+        ValueError: if one of the two is not from draws.
+    """
+    for name, estimate in (("first", first), ("second", second)):
+        if estimate.mean_squared_error is None:
+            raise ValueError(f"{name} must be an estimate from monte_carlo, got one without draws")
+    a, b = first.num_draws, second.num_draws
+    count = a + b
+    distance = _factors.total(
+        [jnp.sum((x - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (first.mean, second.mean)), strict=True)]
+    )
+    change = second.mean_squared_error - first.mean_squared_error
+    squares = (a - 1) * first.variance + (b - 1) * second.variance + distance * (a * b / count)
+    spread = sum(e.num_draws * (e.num_draws - 1) * e.standard_error**2 for e in (first, second))
+    return Estimate(
+        mean=jax.tree.map(lambda x, y: x + (y - x) * (b / count), first.mean, second.mean),
+        variance=squares / (count - 1),
+        standard_error=((spread + change**2 * (a * b / count)) / (count * (count - 1))) ** 0.5,
+        num_draws=count,
+        mean_squared_error=first.mean_squared_error + change * (b / count),
     )
 
 

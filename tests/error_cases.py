@@ -37,6 +37,13 @@ class Broken(Bernoulli):
         return "Broken"
 
 
+class OddCovariance(designs.WithReplacement):
+    """A design whose covariance is of a kind that nobody knows."""
+
+    def weight_covariance(self, population_size: int) -> Any:
+        return type("Odd", (), {})()
+
+
 def gradients(loss_fn: Any = linear_loss, params: Any = ONE, batch: Any = (1.0, 2.0)) -> Any:
     batch = jnp.asarray(batch) if isinstance(batch, tuple) else batch
     return jaxsgd.per_example_gradients(loss_fn)(params, batch)
@@ -228,11 +235,164 @@ CASES: list[Case] = [
         "max_batches must be at least 6 to enumerate WithoutReplacement(batch_size=2), got 5",
         lambda *_: estimators.enumerate_batches(designs.WithoutReplacement(2), G, max_batches=5),
     ),
-    # A mean scaled by the first weight alone would be wrong in silence.
+    # A mean scaled by the first weight alone would be wrong in silence, as would an example that is never seen.
+    (
+        TypeError,
+        "g must be per-example gradients for Unequal(p=Fraction(1, 1)), which does not treat all examples alike",
+        lambda *_: estimators.exact(Unequal(Fraction(1)), moments.of(measured(gradients_given([1.0, 2.0, 7.0])))),
+    ),
+    (
+        TypeError,
+        "g must be per-example gradients for Blocks(batch_size=2)",
+        lambda *_: estimators.exact(designs.Blocks(2), moments.of(G)),
+    ),
+    (
+        TypeError,
+        "weight_covariance must be one of the covariances of jaxsgd.designs, got Odd",
+        lambda *_: estimators.exact(OddCovariance(2), PAIR),
+    ),
     (
         ValueError,
-        "mean_weights",
-        lambda *_: estimators.exact(Unequal(Fraction(1)), measured(gradients_given([1.0, 2.0, 7.0]))),
+        "probabilities must be positive for examples whose gradients are not zero, got 0 for example 1",
+        lambda *_: estimators.exact(designs.Poisson([0.5, 0.0]), PAIR),
+    ),
+    (
+        ValueError,
+        "probabilities must be positive for examples whose gradients are not zero, got 0 for example 0",
+        lambda *_: estimators.exact(designs.Importance([0.0, 1.0], 1), PAIR),
+    ),
+    (
+        ValueError,
+        "the variance under Poisson(probabilities=(1e-30, 1.0)) overflows float32",
+        lambda *_: estimators.exact(designs.Poisson([1e-30, 1.0]), measured(gradients_given([1e10, 1.0], jnp.float32))),
+    ),
+    (
+        ValueError,
+        "gradients must be finite, got nan for example 1 in params",
+        lambda *_: estimators.exact(designs.Poisson([1.0, 1.0]), measured(gradients_given([1.0, np.nan]))),
+    ),
+    (ValueError, "scale must be one of mean, sum, total, got 'max'", lambda *_: designs.Blocks(2, scale="max")),
+    (
+        ValueError,
+        "normalize must be one of expected, realized, got 'm'",
+        lambda *_: designs.Bernoulli(0.5, normalize="m"),
+    ),
+    (ValueError, "empty must be one of zero, skip, error, got 'nan'", lambda *_: designs.Hajek([0.5], empty="nan")),
+    (ValueError, "probability must be positive, got 0", lambda *_: designs.Bernoulli(0)),
+    (ValueError, "probability must lie between 0 and 1, got 1.5", lambda *_: designs.Bernoulli(1.5)),
+    (ValueError, "probability must be positive, got nan", lambda *_: designs.Bernoulli(np.nan)),
+    (ValueError, "probabilities must lie between 0 and 1, got -0.5", lambda *_: designs.Poisson([0.5, -0.5])),
+    (ValueError, "probabilities must be finite, got nan", lambda *_: designs.Poisson([0.5, np.nan])),
+    (
+        ValueError,
+        "probabilities must be a non-empty vector, got shape (1, 2)",
+        lambda *_: designs.Hajek(np.ones((1, 2))),
+    ),
+    (ValueError, "the largest of probabilities must be positive, got 0.0", lambda *_: designs.Poisson([0.0, 0.0])),
+    (ValueError, "probabilities must sum to one, got a sum of 0.75", lambda *_: designs.Importance([0.5, 0.25], 2)),
+    (
+        ValueError,
+        "probabilities must have one entry for each of the 4 examples, got 2",
+        lambda *_: estimators.exact(designs.Poisson([0.5, 0.5]), G),
+    ),
+    (
+        ValueError,
+        "empty must be 'zero' or 'skip' where a batch may be empty, got 'error' for Bernoulli(probability=0.5, "
+        "empty='error'), whose batches of 3 examples are empty with probability 0.125",
+        lambda *_: designs.Bernoulli(0.5, empty="error").weights(KEY, 3),
+    ),
+    (
+        ValueError,
+        "empty must be 'zero' or 'skip' where a batch may be empty, got 'error' for Hajek",
+        lambda *_: estimators.exact(designs.Hajek([0.5, 0.5], "error"), PAIR),
+    ),
+    (
+        ValueError,
+        "population_size must be at most 4096 for the covariance of Hajek(probabilities=(0.5, ..., 0.5)), "
+        "which has no structure, got 5000: use estimators.monte_carlo",
+        lambda *_: designs.Hajek([0.5] * 5000).weight_covariance(5000),
+    ),
+    (
+        ValueError,
+        "population_size must be at most 4096 for the covariance of ConditionalPoisson",
+        lambda *_: designs.ConditionalPoisson([1.0] * 5000, 2).weight_covariance(5000),
+    ),
+    (ValueError, "odds must be positive, got 0", lambda *_: designs.ConditionalPoisson([1, 0], 1)),
+    (
+        ValueError,
+        "batch_size must be at most the population size 2, got 3",
+        lambda *_: designs.ConditionalPoisson([1, 1], 3).support_size(2),
+    ),
+    (
+        ValueError,
+        "batch_size must divide the population size 4, got 3",
+        lambda *_: estimators.exact(designs.Systematic(3), G),
+    ),
+    (ValueError, "strata must be a non-empty vector of labels, got shape (0,)", lambda *_: designs.Stratified([], [])),
+    (TypeError, "strata must be integers, got dtype float64", lambda *_: designs.Stratified([0.0, 1.0], [1, 1])),
+    (ValueError, "assignment must be labels 0, 1, 2, ..., got -1", lambda *_: designs.Groups([0, -1])),
+    (
+        ValueError,
+        "assignment must use every label from 0 to its largest, but none is 1",
+        lambda *_: designs.Groups([0, 2]),
+    ),
+    (
+        ValueError,
+        "strata must have one entry for each of the 4 examples, got 3",
+        lambda *_: estimators.exact(designs.Stratified([0, 1, 1], [1, 1]), G),
+    ),
+    (
+        ValueError,
+        "batch_sizes must have one entry for each of the 2 strata, got 1",
+        lambda *_: designs.Stratified([0, 1], [1]),
+    ),
+    (ValueError, "batch_sizes must be at least 1, got 0", lambda *_: designs.Stratified([0, 1], [1, 0])),
+    (
+        ValueError,
+        "batch_sizes must be at most 2, the size of stratum 1, got 3",
+        lambda *_: designs.Stratified([0, 1, 1], [1, 3]),
+    ),
+    (
+        ValueError,
+        "batch_size must be at least 2, got 1",
+        lambda *_: designs.Stratified.proportional([0, 1, 1], batch_size=1),
+    ),
+    (
+        ValueError,
+        "deviations must be non-negative, got -1.0",
+        lambda *_: designs.Stratified.neyman([0, 1], [1.0, -1.0], 2),
+    ),
+    (
+        ValueError,
+        "the number of batches of an epoch must be at least 2, got 1",
+        lambda *_: designs.Reshuffling(3).cross_covariance(5),
+    ),
+    (
+        ValueError,
+        "by must be one of batch, example, got 'epoch'",
+        lambda *_: designs.Reshuffling(3).epoch_mean_covariance(5, by="epoch"),
+    ),
+    (
+        ValueError,
+        "the largest norm of a gradient must be positive, got 0.0",
+        lambda *_: estimators.optimal_probabilities(measured(gradients_given([0.0, 0.0]))),
+    ),
+    (
+        ValueError,
+        "relative_to must be one of with_replacement, without_replacement, got 'srs'",
+        lambda *_: estimators.design_effect(designs.Blocks(2), G, relative_to="srs"),
+    ),
+    (
+        ValueError,
+        "first_draw must be at least 0, got -1",
+        lambda *_: estimators.monte_carlo(designs.Blocks(2), G, key=KEY, num_draws=2, first_draw=-1),
+    ),
+    (
+        ValueError,
+        "second must be an estimate from monte_carlo, got one without draws",
+        lambda *_: estimators.merge(
+            estimators.monte_carlo(designs.Blocks(2), G, key=KEY, num_draws=2), estimators.exact(designs.Blocks(2), G)
+        ),
     ),
     (ValueError, "ddof must be at least 0, got -1", lambda *_: G.variance(ddof=-1)),
     (TypeError, "ddof must be an integer, got 0.5", lambda *_: moments.of(G).trace_covariance(ddof=0.5)),

@@ -7,6 +7,7 @@ shape, data that are not floats, one example only.
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -18,10 +19,70 @@ from jaxsgd.problems import Problem
 
 EX_B = (1, 2, 4, 7, 11, 17)  # scalar gradients whose moments are known: mean 7, variance 31
 
+# By batch size: the two designs that have a variance curve over all batch sizes.
 DESIGNS: dict[str, Callable[[int], Any]] = {
     "with_replacement": designs.WithReplacement,
     "without_replacement": designs.WithoutReplacement,
 }
+
+
+def chances(N: int) -> list[Fraction]:
+    """Unequal probabilities, from 1/6 to 5/6."""
+    return [Fraction(1 + 2 * i % 5, 6) for i in range(N)]
+
+
+def shares(N: int) -> list[Fraction]:
+    """Unequal probabilities that sum to one."""
+    return [Fraction(i + 1, N * (N + 1) // 2) for i in range(N)]
+
+
+def labels(N: int) -> list[int]:
+    """Two groups of unequal sizes, not contiguous; one group for one example."""
+    return [int(i % 3 == 1) for i in range(N)]
+
+
+def half(N: int) -> int:
+    return max(N // 2, 1)
+
+
+def smallest_divisor(N: int) -> int:
+    return next((d for d in range(2, N + 1) if N % d == 0), 1)
+
+
+# By population size: every design of the package, in every variant that has a law of its own.
+LAWS: dict[str, Callable[[int], Any]] = {
+    "with_replacement": lambda N: designs.WithReplacement(3),
+    "without_replacement": lambda N: designs.WithoutReplacement(half(N)),
+    "distinct_units": lambda N: designs.DistinctUnits(3),
+    "reshuffling": lambda N: designs.Reshuffling(half(N)),
+    "reshuffling_short_batch": lambda N: designs.Reshuffling(min(N, 3), drop_last=False),
+    "bernoulli": lambda N: designs.Bernoulli(Fraction(1, 3)),
+    "bernoulli_skip": lambda N: designs.Bernoulli(Fraction(1, 3), empty="skip"),
+    "bernoulli_realized": lambda N: designs.Bernoulli(Fraction(1, 3), normalize="realized"),
+    "bernoulli_realized_skip": lambda N: designs.Bernoulli(Fraction(1, 3), normalize="realized", empty="skip"),
+    "poisson": lambda N: designs.Poisson(chances(N)),
+    "poisson_skip": lambda N: designs.Poisson(chances(N), empty="skip"),
+    "poisson_floats": lambda N: designs.Poisson(np.linspace(0.2, 1.0, N)),
+    "poisson_realized": lambda N: designs.Poisson(chances(N), normalize="realized"),
+    "poisson_realized_skip": lambda N: designs.Poisson(chances(N), normalize="realized", empty="skip"),
+    "hajek": lambda N: designs.Hajek(chances(N)),
+    "hajek_skip": lambda N: designs.Hajek(chances(N), empty="skip"),
+    "stratified": lambda N: designs.Stratified(labels(N), [half(N - N // 3)] + [1] * (N > 1)),
+    "stratified_unweighted": lambda N: designs.Stratified(labels(N), [1] * (1 + (N > 1)), weighted=False),
+    "groups": lambda N: designs.Groups(labels(N)),
+    "groups_realized": lambda N: designs.Groups(labels(N), normalize="realized"),
+    "systematic": lambda N: designs.Systematic(smallest_divisor(N)),
+    "blocks": lambda N: designs.Blocks(smallest_divisor(N)),
+    "circular_blocks": lambda N: designs.CircularBlocks(half(N)),
+    "importance": lambda N: designs.Importance(shares(N), 2),
+    "importance_floats": lambda N: designs.Importance(np.arange(1.0, N + 1) / (N * (N + 1) / 2), 2),
+    "conditional_poisson": lambda N: designs.ConditionalPoisson(list(range(1, N + 1)), half(N)),
+    "conditional_poisson_floats": lambda N: designs.ConditionalPoisson(np.linspace(0.3, 5.0, N), half(N)),
+    "sum": lambda N: designs.Bernoulli(Fraction(1, 3), scale="sum"),
+    "total": lambda N: designs.Importance(shares(N), 2, scale="total"),
+}
+RATIOS = {"poisson_realized", "poisson_realized_skip", "hajek", "hajek_skip"}  # their moments are integrals
+ROUNDED = RATIOS | {name for name in LAWS if name.endswith("floats")}  # not rational
 
 
 def linear_loss(params: jax.Array, example: jax.Array) -> jax.Array:

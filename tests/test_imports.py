@@ -15,8 +15,8 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 
 
 def table() -> dict[str, set[str]]:
-    """Module -> the modules it may import, from the lines "name : a, b" of the docstring."""
-    lines = jaxsgd.__doc__.split("may import:")[1].splitlines()
+    """Module -> the modules it may import, from the lines "name : a, b" of the docstring; a comma continues a line."""
+    lines = re.sub(r",\n +", ", ", jaxsgd.__doc__.split("may import:")[1]).splitlines()
     rows = [match for line in lines if (match := re.fullmatch(r" {4}(\w+) *:(.*)", line))]
     return {row[1]: set(re.findall(r"\w+", row[2])) for row in rows}
 

@@ -34,6 +34,8 @@ def statistics(g: jaxsgd.PerExampleGradients, params: Any) -> dict[str, Any]:
         "mean": g.mean(),
         "squared_norms": g.squared_norms(),
         "squared_deviations": g.squared_deviations(),
+        "weighted_deviation": g.weighted_deviation(jnp.asarray(weights_for(g.count) ** 2)),
+        "scaled": g.scaled(jnp.asarray(weights_for(g.count))).materialize(),
         "inner_products": g.inner_products(direction_like(params)),
         "weighted_sum": g.weighted_sum(jnp.asarray(weights_for(g.count))),
         "second_moment": g.second_moment(),
@@ -48,11 +50,14 @@ def expected_statistics(twin: Loop, params: Any) -> dict[str, np.ndarray]:
     """The same from the loop, with the power of the gradients' scale that each grows with."""
     losses, G = twin
     centered, count = G - G.mean(axis=0), len(G)
+    shares = weights_for(count) ** 2 / np.sum(weights_for(count) ** 2)
     return {
         "losses": losses,
         "mean": G.mean(axis=0),
         "squared_norms": np.array([row @ row for row in G]),
         "squared_deviations": np.array([row @ row for row in centered]),
+        "weighted_deviation": np.array([weights_for(count) ** 2 @ ((G - shares @ G) ** 2).sum(axis=1)]),
+        "scaled": np.array([w * row for w, row in zip(weights_for(count), G, strict=True)]),
         "inner_products": np.array([row @ flat(direction_like(params)) for row in G]),
         "weighted_sum": sum(w * row for w, row in zip(weights_for(count), G, strict=True)),
         "second_moment": (G**2).mean(axis=0),
@@ -63,12 +68,12 @@ def expected_statistics(twin: Loop, params: Any) -> dict[str, np.ndarray]:
     }
 
 
-LINEAR = {"mean", "inner_products", "weighted_sum", "materialize"}
+LINEAR = {"mean", "inner_products", "weighted_sum", "materialize", "scaled"}
 
 
 def check(actual: dict[str, Any], twin: Loop, params: Any) -> None:
     for name, expected in expected_statistics(twin, params).items():
-        flatten = flat_rows if name in ("materialize", "gram") else flat
+        flatten = flat_rows if name in ("materialize", "gram", "scaled") else flat
         scale = np.abs(twin.losses).mean() if name == "losses" else twin.scale ** (1 if name in LINEAR else 2)
         assert_close(flatten(actual[name]), expected, atol=1e-12 * len(twin.losses) * scale, what=name)
 

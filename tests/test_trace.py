@@ -64,6 +64,8 @@ def statistics(loss_fn, params, batch):
             "variance": g.variance(ddof=0),
             "squared_deviations": g.squared_deviations(),
             "total_deviation": g.total_deviation(),
+            "weighted_deviation": g.weighted_deviation(jnp.asarray(WEIGHTS**2)),
+            "scaled_mean": g.scaled(jnp.asarray(WEIGHTS)).mean(),
         }
 
     return jax.jit(compute, compiler_options=QUICK)(params, batch)
@@ -98,6 +100,9 @@ def test_statistics_equal_the_loop(name):
     assert_close(flat(found["variance"]), np.var(rows, axis=0), largest**2)
     assert_close(found["squared_deviations"], np.sum(centered**2, axis=1))
     assert_close(found["total_deviation"], np.sum(centered**2))
+    weighted = rows - WEIGHTS**2 @ rows / np.sum(WEIGHTS**2)
+    assert_close(found["weighted_deviation"], WEIGHTS**2 @ np.sum(weighted**2, axis=1))
+    assert_close(flat(found["scaled_mean"]), WEIGHTS @ rows / len(rows), largest)
 
 
 @pytest.mark.parametrize("name", MODELS)
