@@ -1,7 +1,7 @@
 """Times functions in turn, round after round, and compares what they return."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 Timer = Callable[[], float]
 SLOW_SECONDS, SLOW_ROUNDS = 1.0, 5
+SECONDS_TO_FALL_ASLEEP = 0.25
 
 
 def seconds(function: Any, *arguments: Any) -> float:
@@ -18,12 +19,20 @@ def seconds(function: Any, *arguments: Any) -> float:
     return time.perf_counter() - started
 
 
-def in_turn(timers: Mapping[str, Timer], rounds: int) -> dict[str, np.ndarray]:
-    """The times of every timer in every round; what takes more than a second is left out (NaN) after five rounds."""
+def in_turn(timers: Mapping[str, Timer], rounds: int, *, elsewhere: Container[str] = ()) -> dict[str, np.ndarray]:
+    """The times of every timer in every round; what takes more than a second is left out (NaN) after five rounds.
+
+    Between timers of this process and those of another, named by ``elsewhere``, both are given time to fall asleep: the
+    threads of a library that has nothing to do keep a core busy for a while.
+    """
     times = {name: np.full(rounds, np.nan) for name in timers}
+    was_elsewhere = False
     for number in range(rounds):
         for name, timer in timers.items():
             if number < SLOW_ROUNDS or np.nanmin(times[name]) < SLOW_SECONDS:
+                if was_elsewhere != (name in elsewhere):
+                    time.sleep(SECONDS_TO_FALL_ASLEEP)
+                    was_elsewhere = name in elsewhere
                 times[name][number] = timer()
     return times
 

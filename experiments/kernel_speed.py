@@ -130,7 +130,7 @@ def measure(problem: jaxsgd.Problem, config: Config, worker: _peers.Worker | Non
     peers = [name for name in offered if fits or not name.startswith(_peers.FORMING_GRADIENTS)]
     timers |= {name: partial(worker.seconds, name) for name in peers}
     first = {name: timer() for name, timer in timers.items()}
-    times = in_turn(timers, config.rounds)
+    times = in_turn(timers, config.rounds, elsewhere=peers)
     result: dict[str, Any] = {"error": _error(problem, functions), "reason": reason}
     for name in timers:
         result[name] = summary(times[name], times[_peers.PLAIN if name in peers else "plain"])
