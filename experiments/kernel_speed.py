@@ -1,7 +1,7 @@
 """The mean and all squared norms of the per-example gradients cost about one batch gradient, whatever the model.
 
 Command    python -m experiments kernel_speed
-Run time   about 4 minutes on two cores; 12 where `make peers` was run
+Run time   about 3 minutes on two cores; 6 where `make peers` was run
 Expected   mean + squared norms at most 1.5 times the plain mean gradient on every workload, where `jit(vmap(grad))`
            costs up to 100 times; every statistic equal to `jit(vmap(grad))`'s to 1e-4, and to the peers' to 1e-5
 
