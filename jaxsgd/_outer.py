@@ -118,9 +118,8 @@ class Outer:
         return Outer(left, right * scales.astype(right.dtype)[:, None, None, None], self.layout)
 
     def mean(self) -> Array:
-        """(1/n) Σ g_i; the smaller side is divided, not the result."""
-        left, right = self._arrays()
-        return self.layout(_contract(left, right / self.count))
+        """(1/n) Σ g_i."""
+        return self.layout(_contract(*self._arrays()) / self.count)
 
     def squared_norms(self) -> Float[Array, " n"]:
         """‖g_i‖²: ‖a‖²‖b‖² for one position, else from t × t Gram matrices or the i × o matrix, whichever is less."""
