@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from controls import CONTROLS
 
 from experiments import _harness
 
@@ -16,31 +17,25 @@ HEADLINE = "variance_vs_batch_size"
 SMALL = ["--max-examples", "12", "--hidden", "3", "--batch-size", "4", "--steps", "1", "2", "--num-draws", "400"]
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    """The folder with every experiment's quick files, each experiment run once."""
-    folder = tmp_path_factory.mktemp("quick")
-    for stem in STEMS:
-        assert _harness.main([stem, "--quick", "--out", str(folder)]) == 0, stem
-    return folder
-
-
 @pytest.mark.parametrize("stem", STEMS)
-def test_confirms_its_claim_and_writes_four_files(quick, stem):
-    assert {path.name for path in quick.glob(f"{stem}.*")} == {
-        f"{stem}{kind}" for kind in (".png", ".pdf", ".npz", ".json")
-    }
-    record = json.loads((quick / f"{stem}.json").read_text())
+def test_confirms_its_claim_and_nothing_less(stem, tmp_path):
+    """Quick run, four files, the same bytes when drawn again; every change in CONTROLS is found out by ``check``."""
+    assert _harness.main([stem, "--quick", "--out", str(tmp_path)]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == {f"{stem}{kind}" for kind in (".png", ".pdf", ".npz", ".json")}
+    record = json.loads(before[f"{stem}.json"])
     assert record["claim"] == _harness.claim(stem)
     assert {"config", "findings", "seconds", "device", "versions"} <= record.keys()
+    assert _harness.main([stem, "--redraw", "--out", str(tmp_path)]) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
-
-@pytest.mark.parametrize("stem", STEMS)
-def test_redraws_the_same_bytes(quick, stem):
-    kinds = (".png", ".pdf", ".npz", ".json")
-    before = {kind: (quick / f"{stem}{kind}").read_bytes() for kind in kinds}
-    assert _harness.main([stem, "--redraw", "--out", str(quick)]) == 0
-    assert {kind: (quick / f"{stem}{kind}").read_bytes() for kind in kinds} == before
+    module = importlib.import_module(f"experiments.{stem}")
+    with np.load(tmp_path / f"{stem}.npz") as stored:
+        results = dict(stored)
+    module.check(results)
+    for array, change, message in CONTROLS[stem]:
+        with pytest.raises(_harness.UnconfirmedError, match=message):
+            module.check(results | {array: change(results[array])})
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -55,32 +50,13 @@ def test_every_setting_is_a_flag_with_help(stem, capsys):
         assert f"--{flag}" in text or f"--no-{flag}" in text  # what is on by default can be turned off
 
 
-def test_headline_findings(quick):
-    with np.load(quick / f"{HEADLINE}.npz") as results:
+def test_headline_laws():
+    with np.load(_harness.FIGURES / f"{HEADLINE}.npz") as results:
         N, trace = results["with_replacement/exact"].shape[1], results["trace_covariance"]
         M = np.arange(1, N + 1)
         expected = trace[:, None] * (N - M) / (M * (N - 1))
         np.testing.assert_allclose(results["without_replacement/exact"], expected, rtol=1e-12)
         np.testing.assert_allclose(results["with_replacement/exact"], trace[:, None] / M, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("array", "change", "message"),
-    [
-        ("without_replacement/z_variance", lambda z: z - 10, "the variance without replacement is"),
-        ("with_replacement/z_mean", lambda z: z + 10, "the mean with replacement is"),
-        ("without_replacement/exact", lambda v: v + 1e-9, "the full batch without replacement must have variance 0"),
-        ("without_replacement/drawn", lambda v: v + 1e-3, "drawn full batches must agree to rounding"),
-        ("z_wrong_law", lambda z: z * 0, "the 1/M law must be rejected"),
-    ],
-)
-def test_headline_check_can_fail(quick, array, change, message):
-    module = importlib.import_module(f"experiments.{HEADLINE}")
-    with np.load(quick / f"{HEADLINE}.npz") as stored:
-        results = dict(stored)
-    module.check(results)
-    with pytest.raises(_harness.UnconfirmedError, match=message):
-        module.check(results | {array: change(results[array])})
 
 
 def test_unconfirmed_claim_writes_nothing(tmp_path, monkeypatch, capsys):
