@@ -31,6 +31,8 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from experiments._journal import Journal
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -38,6 +40,7 @@ T = TypeVar("T")
 
 FOLDER = Path(__file__).parent
 FIGURES = FOLDER.parent / "figures"
+TYRO_STYLE = (tyro.conf.FlagCreatePairsOff,)
 PACKAGES = ("jax", "jaxlib", "jaxsgd", "matplotlib", "numpy", "optax", "scikit-learn")
 
 
@@ -95,9 +98,13 @@ def main(arguments: list[str]) -> int:
         hint = f"; did you mean {close[0]}?" if close else ""
         print(f"there is no experiment {name!r}{hint} `python -m experiments` lists them", file=sys.stderr)
         return 2
+    return run_all(flags) if name == "all" else attempt(name, flags)
+
+
+def attempt(stem: str, flags: list[str]) -> int:
+    """Run one experiment and print its closing line, or why there is none; the exit status."""
     try:
-        for stem in stems() if name == "all" else [name]:
-            print(run(stem, flags))
+        print(run(stem, flags), flush=True)
     except KeyboardInterrupt:
         print("interrupted; no file was left half-written", file=sys.stderr)
         return 130
@@ -107,6 +114,36 @@ def main(arguments: list[str]) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def run_all(flags: list[str]) -> int:
+    """Run every experiment; what an interrupted round with the same flags has finished is not run again.
+
+    An experiment that fails does not stop the others. The exit status is 0, or that of the first failure.
+    """
+    options = tyro.cli(
+        Options, prog="python -m experiments all", description=run_all.__doc__, args=flags, config=TYRO_STYLE
+    )
+    journal, failures = Journal(options.folder, flags), {}
+    for number, stem in enumerate(stems(), start=1):
+        place = f"[{number}/{len(stems())}]"
+        if stem in journal:
+            print(f"{place} {stem}: finished before the interruption")
+            continue
+        print(f"{place} {claim(stem)}", flush=True)
+        status = attempt(stem, flags)
+        if status == 130:
+            print("the same command goes on from here", file=sys.stderr)
+            return status
+        if status:
+            failures[stem] = status
+        else:
+            journal.enter(stem)
+    if failures:
+        print(f"failed: {', '.join(failures)}; the same command runs only these again", file=sys.stderr)
+        return next(iter(failures.values()))
+    journal.close()
     return 0
 
 
@@ -159,7 +196,7 @@ def parse(stem: str, module: Any, flags: list[str]) -> tuple[Any, Options]:
         prog=f"python -m experiments {stem}",
         description=claim(stem),
         args=flags,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=TYRO_STYLE,
     )
     return parsed.config, parsed.options
 

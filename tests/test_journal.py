@@ -1,0 +1,87 @@
+"""A round over all experiments that was interrupted, or in which one failed, redoes only what is missing."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import _harness
+
+STEMS = ["first", "second", "third"]
+
+
+@pytest.fixture
+def rounds(tmp_path, monkeypatch):
+    """Rounds over three made-up experiments; what fails, and how, is given for each."""
+    started = []
+
+    def run(stem, _):
+        started.append(stem)
+        if stem in failing:
+            raise failing[stem]
+        for kind in (".png", ".pdf", ".npz", ".json"):
+            (tmp_path / f"{stem}{kind}").write_text(stem)
+        return stem
+
+    failing: dict[str, BaseException] = {}
+    monkeypatch.setattr(_harness, "run", run)
+    monkeypatch.setattr(_harness, "stems", lambda: STEMS)
+    monkeypatch.setattr(_harness, "claim", lambda stem: f"{stem} holds.")
+
+    def go(*flags, **errors):
+        started.clear()
+        failing.clear()
+        failing.update(errors)
+        return _harness.main(["all", *flags, "--out", str(tmp_path)]), list(started)
+
+    return go
+
+
+def journal(folder: Path) -> Path:
+    return folder / ".unfinished.json"
+
+
+def test_a_complete_round_leaves_no_journal_and_the_next_begins_anew(rounds, tmp_path):
+    assert rounds() == (0, STEMS)
+    assert not journal(tmp_path).exists()
+    assert rounds() == (0, STEMS)
+
+
+def test_after_an_interruption_only_the_rest_is_run(rounds, capsys):
+    assert rounds(second=KeyboardInterrupt()) == (130, ["first", "second"])
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert rounds() == (0, ["second", "third"])
+    assert "[1/3] first: finished before the interruption" in capsys.readouterr().out
+
+
+def test_a_failure_does_not_stop_the_others(rounds, capsys):
+    errors = {"first": _harness.UnconfirmedError("not so"), "second": ValueError("bad")}
+    assert rounds(**errors) == (1, STEMS)
+    error = capsys.readouterr().err
+    assert "claim not confirmed, nothing written: not so" in error
+    assert "failed: first, second; the same command runs only these again" in error
+    assert rounds() == (0, ["first", "second"])
+
+
+def test_a_changed_or_lost_file_is_made_again(rounds, tmp_path):
+    rounds(third=KeyboardInterrupt())
+    (tmp_path / "first.npz").write_text("changed")
+    (tmp_path / "second.png").unlink()
+    assert rounds() == (0, STEMS)
+
+
+def test_other_flags_begin_anew(rounds):
+    rounds("--quick", third=KeyboardInterrupt())
+    assert rounds() == (0, STEMS)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"done": {}}', '{"flags": 3, "done": {"first": 1}}'])
+def test_a_damaged_journal_is_not_believed(rounds, tmp_path, content):
+    journal(tmp_path).write_text(content)
+    assert rounds() == (0, STEMS)
+
+
+def test_flags_of_one_experiment_are_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        _harness.main(["all", "--hidden", "3"])
+    assert stop.value.code == 2
+    assert "--hidden" in capsys.readouterr().err
