@@ -32,7 +32,8 @@ Modules, and the only modules of the package that each may import:
     kernels      : _gradients, _streamed, _validate
     checks       : _gradients, _validate
     model_agnostic : _factors, _gradients, _validate
-    moments      : _factors, kernels, _validate
+    sources      : _store, _validate
+    moments      : _factors, kernels, sources, _validate
     _covariances :
     _law         : _covariances, _validate, _validate_designs
     _uniform     : _covariances, _law, _validate
@@ -61,7 +62,7 @@ Modules, and the only modules of the package that each may import:
 Importing this package changes no configuration of JAX.
 """
 
-from jaxsgd import additivity, checks, designs, estimators, kernels, model_agnostic, moments, problems
+from jaxsgd import additivity, checks, designs, estimators, kernels, model_agnostic, moments, problems, sources
 from jaxsgd.additivity import check_additivity
 from jaxsgd.checks import check_per_example
 from jaxsgd.kernels import PerExampleGradients, per_example_gradients
@@ -87,4 +88,5 @@ __all__ = [
     "moments",
     "per_example_gradients",
     "problems",
+    "sources",
 ]

@@ -6,7 +6,7 @@ Statistician 37, 1983), which subtracts means before squaring, so no digit cance
 is kept and added later (T. J. Dekker, "A floating-point technique for extending the available precision",
 Numerische Mathematik 18, 1971), so a million chunks are as good as one.
 
-Imports ``kernels`` and ``_validate`` only.
+Imports ``kernels``, ``sources`` and ``_validate`` only.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _factors, _validate, kernels
+from jaxsgd import _factors, _validate, kernels, sources
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +69,7 @@ class GradientMoments:
 def gradient_moments(
     loss_fn: kernels.Loss,
     params: PyTree,
-    data: PyTree | Iterator[PyTree],
+    data: Any,
     *,
     chunk_size: int | None = None,
     per_coordinate: bool = False,
@@ -80,7 +80,8 @@ def gradient_moments(
         loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.
         params: θ, a pytree of floating-point arrays.
         data: a pytree of arrays with N examples along the first axis of each (NumPy arrays, memory-mapped
-            ones included, are sliced on the host), or an iterator of such batches.
+            ones included, are sliced on the host), a source with ``len()`` and ``source[indices]``, or an
+            iterator of batches: see :mod:`jaxsgd.sources`.
         chunk_size: how many examples are differentiated at a time; all at once by default. The last chunk may
             be shorter. The result does not depend on it, up to rounding.
         per_coordinate: keep the variance of every coordinate too, at the memory of one more ``params``.
@@ -103,10 +104,11 @@ def gradient_moments(
     (4, 15.75, 1.25)
     """
     _validate.floating_leaves(params=params)
-    if isinstance(data, Iterator):
-        if chunk_size is not None:
-            raise ValueError(f"chunk_size must be None for an iterator of batches, got {chunk_size}")
-        return _stream(loss_fn, params, data, per_coordinate)
+    kind = sources.kind(data)
+    if kind == "batches" and chunk_size is not None:
+        raise ValueError(f"chunk_size must be None for an iterator of batches, got {chunk_size}")
+    if kind != "arrays":
+        return _stream(loss_fn, params, sources.batches(data, chunk_size), per_coordinate)
     population_size = _validate.leading_axis(data=data)
     _validate.scalar_loss(loss_fn, params, data)
     chunk_size = population_size if chunk_size is None else chunk_size

@@ -1,5 +1,6 @@
 """Every way to be refused by the package, with the message: the argument, its value and the rule."""
 
+import operator
 import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -14,7 +15,7 @@ from own_designs import Bernoulli, Unequal
 from registry import gradients_given, linear_loss, measured
 
 import jaxsgd
-from jaxsgd import _store, designs, estimators, model_agnostic, moments, problems
+from jaxsgd import _store, designs, estimators, model_agnostic, moments, problems, sources
 
 KEY = jax.random.key(0)
 ONE = jnp.asarray(1.0)
@@ -47,6 +48,43 @@ class OddCovariance(designs.WithReplacement):
 def gradients(loss_fn: Any = linear_loss, params: Any = ONE, batch: Any = (1.0, 2.0)) -> Any:
     batch = jnp.asarray(batch) if isinstance(batch, tuple) else batch
     return jaxsgd.per_example_gradients(loss_fn)(params, batch)
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def pickled(path: Path) -> Path:
+    np.save(path, np.array([{}], object), allow_pickle=True)
+    return path
+
+
+def without_pyarrow(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    return sources.load(written(path / "a.parquet", b"PAR1"))
+
+
+def damaged_parquet(path: Path, _: Any) -> Any:
+    return sources.load(written(path / "a.parquet", b"PAR1 damaged"))
+
+
+def words_in_parquet(path: Path, _: Any) -> Any:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"s": ["a", "b"]}), path / "words.parquet")
+    return next(sources.batches(sources.load(path / "words.parquet")))
+
+
+class Ragged:
+    """A source whose examples differ in length."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.ones(2 + operator.index(index))
 
 
 def two_leaves(params: Any, example: Any) -> Any:
@@ -511,6 +549,31 @@ CASES: list[Case] = [
         ValueError,
         "data must have at least one batch, got an empty iterator",
         lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, iter([])),
+    ),
+    (FileNotFoundError, "there is no file or folder ", lambda path, _: sources.load(path / "none.npz")),
+    (ValueError, "must hold .npy files, got none", lambda path, _: sources.load(path)),
+    (
+        ValueError,
+        "data must be an .npz, .npy or .parquet file or a folder of .npy files, got … a.csv",
+        lambda path, _: sources.load(written(path / "a.csv", b"1,2")),
+    ),
+    (
+        ValueError,
+        "a.npy is not a readable .npy file: ",
+        lambda path, _: sources.load(written(path / "a.npy", b"1,2")),
+    ),
+    (
+        ValueError,
+        "a.npy is not a readable .npy file: ",
+        lambda path, _: sources.load(pickled(path / "a.npy")),
+    ),
+    (ImportError, "needs pyarrow: pip install 'jaxsgd[parquet]'", without_pyarrow),
+    (ValueError, "a.parquet is not a readable .parquet file: ", damaged_parquet),
+    (ValueError, "column s must hold numbers, or equally many in every row, got string", words_in_parquet),
+    (
+        ValueError,
+        "examples of data must have the structure and the shapes of example 0, (2,), got (3,) in example 1",
+        lambda *_: next(sources.batches(Ragged())),
     ),
     (
         ValueError,
