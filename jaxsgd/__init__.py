@@ -57,12 +57,27 @@ Modules, and the only modules of the package that each may import:
     _comparison  : _contractions, _exact, designs, kernels, moments, _validate, _validate_designs
     estimators   : _batch_losses, _comparison, _curves, _exact, _sample_estimates, _factors, kernels, designs, _validate
     problems     : _validate
+    _exchange_cases :
+    _typical_losses :
+    _kinks       :
+    exchange     : _exchange_cases, _kinks, _typical_losses, _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate
 
 Importing this package changes no configuration of JAX.
 """
 
-from jaxsgd import additivity, checks, designs, estimators, kernels, model_agnostic, moments, problems, sources
+from jaxsgd import (
+    additivity,
+    checks,
+    designs,
+    estimators,
+    exchange,
+    kernels,
+    model_agnostic,
+    moments,
+    problems,
+    sources,
+)
 from jaxsgd.additivity import check_additivity
 from jaxsgd.checks import check_per_example
 from jaxsgd.kernels import PerExampleGradients, per_example_gradients
@@ -82,6 +97,7 @@ __all__ = [
     "checks",
     "designs",
     "estimators",
+    "exchange",
     "gradient_moments",
     "kernels",
     "model_agnostic",
