@@ -16,6 +16,7 @@ Modules, and the only modules of the package that each may import:
 
     _validate    :
     _validate_designs : _validate
+    _validate_dynamics :
     _jaxpr       :
     _factors     :
     _dense       : _factors
@@ -55,13 +56,16 @@ Modules, and the only modules of the package that each may import:
     _exact       : _contractions, designs, kernels, moments
     _comparison  : _contractions, _exact, designs, kernels, moments, _validate, _validate_designs
     estimators   : _batch_losses, _comparison, _curves, _exact, _sample_estimates, _factors, kernels, designs, _validate
+    _affine      : _validate, _validate_dynamics
+    _quadratics  : _affine, designs, _validate, _validate_designs, _validate_dynamics
+    dynamics     : _affine, _quadratics, designs, _validate, _validate_designs, _validate_dynamics
     problems     : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate
 
 Importing this package changes no configuration of JAX.
 """
 
-from jaxsgd import additivity, checks, designs, estimators, kernels, model_agnostic, moments, problems
+from jaxsgd import additivity, checks, designs, dynamics, estimators, kernels, model_agnostic, moments, problems
 from jaxsgd.additivity import check_additivity
 from jaxsgd.checks import check_per_example
 from jaxsgd.kernels import PerExampleGradients, per_example_gradients
@@ -80,6 +84,7 @@ __all__ = [
     "check_per_example",
     "checks",
     "designs",
+    "dynamics",
     "estimators",
     "gradient_moments",
     "kernels",
