@@ -138,7 +138,7 @@ def step_law(quadratics: Quadratics, design: Design, learning_rate: Any) -> Affi
     R = rows(quadratics)
     moved = (mean_weights(quadratics, design) @ R).reshape(d, d + 1)
     noise = weighted_covariance(design.weight_covariance(N), R) * eta**2
-    mean, covariance = unmoved(quadratics) + eta * moved, noise.reshape(d, d + 1, d, d + 1)
+    mean, covariance = numbers(unmoved(quadratics) + eta * moved), numbers(noise.reshape(d, d + 1, d, d + 1))
     if mean.dtype != covariance.dtype:
         mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     return AffineLaw(mean, covariance)

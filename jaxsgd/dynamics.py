@@ -174,6 +174,7 @@ def simulate_steps(
         num_steps: how many steps of each.
         start: θ before the first step, shape (d,) for all runs or (num_runs, d); by default the minimum θ*.
     """
+    _validate.at_least(0, num_steps=num_steps)
     return _simulate(quadratics, design, learning_rate, "weights", key, num_runs, num_steps, start)
 
 
@@ -198,6 +199,7 @@ def simulate_epochs(
         num_epochs: how many epochs of each.
         start: θ before the first epoch, shape (d,) for all runs or (num_runs, d); by default the minimum θ*.
     """
+    _validate.at_least(0, num_epochs=num_epochs)
     return _simulate(quadratics, design, learning_rate, "epoch_weights", key, num_runs, num_epochs, start)
 
 
@@ -214,7 +216,6 @@ def _simulate(
     _validate_designs.positive(learning_rate=learning_rate)
     _validate.random_key(key=key)
     _validate.positive_integer(num_runs=num_runs)
-    _validate.at_least(0, num_rounds=num_rounds)
     d = quadratics.linear.shape[1]
     begin = np.asarray(quadratics.minimum() if start is None else start, dtype=np.float64)
     begin = begin if begin.ndim == 2 else np.tile(begin, (num_runs, 1))
@@ -231,7 +232,7 @@ def _runs(
     start: Float[Array, "r d"],
     learning_rate: Float[Array, ""],
     key: Array,
-    num_rounds: int,
+    num_rounds: Any,
 ) -> Float[Array, "r d"]:
     """Every run from its own key, the rounds of a run from ``fold_in(key, t)``; one compilation for any length."""
     N, d = R.shape[0], start.shape[1]
@@ -260,7 +261,7 @@ def _lyapunov(quadratics: Quadratics, design: Design, learning_rate: Any, *, sec
     C = weighted_covariance(design.weight_covariance(N), quadratics.gradients(quadratics.minimum()))
     H, _ = _batch_hessian(quadratics, design)
     operator = _kronecker_sum(H) - eta * _kron(H, H) if second_order else _kronecker_sum(H)
-    return solve(operator, eta * C.reshape(d * d)).reshape(d, d)
+    return numbers(solve(operator, eta * C.reshape(d * d)).reshape(d, d))
 
 
 def _batch_hessian(quadratics: Quadratics, design: Design) -> tuple[np.ndarray, np.ndarray]:
