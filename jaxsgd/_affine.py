@@ -8,6 +8,7 @@ compositions. Numbers are float64, or ``Fraction`` in arrays of dtype object: wh
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from numbers import Rational
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ class AffineLaw:
     mean: np.ndarray
     covariance: np.ndarray
 
-    @property
+    @cached_property
     def second_moment_matrix(self) -> np.ndarray:
         """E[A ⊗ A], shape (d², d²), which takes vec(V) to vec(E[A V Aᵀ])."""
         A, d = self.mean[:, :-1], len(self.mean)
@@ -61,7 +62,9 @@ class AffineLaw:
 
     def spectral_radius(self) -> float:
         """ρ(E[A ⊗ A]): the second moments of θ converge from every start if and only if it is below 1."""
-        return float(np.abs(np.linalg.eigvals(self.second_moment_matrix.astype(np.float64))).max())
+        matrix = self.second_moment_matrix.astype(np.float64)
+        symmetric = np.allclose(matrix, matrix.T, rtol=0, atol=1e-14)  # a step's is, an epoch's need not be
+        return float(np.abs(np.linalg.eigvalsh(matrix) if symmetric else np.linalg.eigvals(matrix)).max())
 
     def apply(self, state: StateLaw) -> StateLaw:
         """The law of Aθ + b for a θ with the given mean and covariance."""
