@@ -11,8 +11,8 @@ Expected   simulated runs within 4.5 standard errors of the exact covariance, wh
            diabetes regression η* = 0.143 at M = 1 and 0.497 = 2/λ_max at M = 442
 
 Left: excess loss of the stationary state, relative to that of the diffusion approximation. Middle: the diabetes
-regression along η/M = const and ηc_M = const, in the diffusion's units. Right: the stability threshold. Lines are
-exact, points are simulated runs.
+regression along η/M = κ and ηc_M = κ, in units of κ tr C/4 with C the covariance of the gradients at the minimum.
+Right: the stability threshold. Lines are exact, points are simulated runs.
 """
 
 from dataclasses import dataclass

@@ -34,9 +34,9 @@ def test_claim_20_shuffling_is_not_independence() -> None:
 
 
 def test_claim_21_without_shuffling_epochs_end_off_the_minimum() -> None:
-    """SGD without shuffling converges to the minimum as well: FALSE for a constant step size.
+    """Data should be shuffled before training: TRUE for a constant step size, even if examples are independent.
 
-    In a fixed order it runs into a limit cycle, whose end of an epoch is off by O(η), differently for each order. Random
+    In a fixed order SGD runs into a limit cycle, whose end of an epoch is off by O(η), differently for each order. Random
     reshuffling is biased too, by −η Cov(g, h)/(2h̄) to first order; with independent batches the mean is the minimum,
     and E δ² larger.
     """
