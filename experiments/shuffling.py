@@ -19,10 +19,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -97,7 +97,7 @@ def simulate(config: Config, rates: Sequence[Fraction], key: jax.Array) -> dict[
     return {f"{name}/drawn": np.array(values) for name, values in found.items()}
 
 
-def summary(delta: jax.Array) -> list[float]:
+def summary(delta: Any) -> list[float]:
     """The mean of δ and its standard error, the mean of δ² and its standard error, over independent runs."""
     values = [np.asarray(delta), np.asarray(delta) ** 2]
     return [float(x) for v in values for x in (v.mean(), v.std(ddof=1) / np.sqrt(len(v)))]
@@ -115,15 +115,15 @@ def frozen(config: Config, key: jax.Array, start_key: jax.Array, short_key: jax.
     """Covariances of the first batch of an epoch with the later ones at one θ; averages of an epoch's batches."""
     centered = GRADIENTS - GRADIENTS.mean()
     exact_law = [float(centered @ d.cross_covariance(6).dense(6) @ centered) for d in EPOCHS]
-    drawn = [epochs(design, 6, jax.random.fold_in(key, place), config) for place, design in enumerate(EPOCHS)]
-    products = [np.asarray(weights @ centered) for weights in drawn]  # (runs, batches)
-    covariances = [mean_and_error(p[:, :1] * p[:, 1:]) for p in products]
+    num_epochs, drawn_with = 5 * config.num_runs, jax.random.split(key, len(EPOCHS))
+    drawn = [np.asarray(batch_means(d, centered, num_epochs, k)) for d, k in zip(EPOCHS, drawn_with, strict=True)]
+    covariances = [mean_and_error(means[:, :1] * means[:, 1:]) for means in drawn]
     blocks = [centered, centered.reshape(3, 2).mean(axis=1)]
     circular = [[np.mean(b * np.roll(b, -lag)) for lag in range(1, len(b))] for b in blocks]
-    starts = np.asarray(jax.random.randint(start_key, (5 * config.num_runs, 1), 0, 6))
+    starts = np.asarray(jax.random.randint(start_key, (num_epochs, 1), 0, 6))
     passes = [b[(starts + np.arange(len(b))) % len(b)] for b in blocks]
     stored = [mean_and_error(p[:, :1] * p[:, 1:]) for p in passes]
-    averages = np.asarray(jnp.mean(epochs(SHORT, 5, short_key, config) @ SHORT_GRADIENTS, axis=1))
+    averages = np.asarray(batch_means(SHORT, SHORT_GRADIENTS, num_epochs, short_key)).mean(axis=1)
     spread = SHORT_GRADIENTS - SHORT_GRADIENTS.mean()
     return {
         "cross/exact": np.array(exact_law),
@@ -140,10 +140,10 @@ def frozen(config: Config, key: jax.Array, start_key: jax.Array, short_key: jax.
     }
 
 
-def epochs(design: designs.Reshuffling, population_size: int, key: jax.Array, config: Config) -> jax.Array:
-    """The weights of the batches of independent epochs, shape (epochs, k, N)."""
-    keys = jax.random.split(key, 5 * config.num_runs)
-    return jax.vmap(lambda k: design.epoch_weights(k, population_size))(keys)
+@partial(jax.jit, static_argnums=(0, 2))
+def batch_means(design: designs.Reshuffling, values: jax.Array, num_epochs: int, key: jax.Array) -> jax.Array:
+    """The means of the batches of independent epochs, shape (num_epochs, k)."""
+    return jax.vmap(lambda k: design.epoch_weights(k, len(values)) @ values)(jax.random.split(key, num_epochs))
 
 
 def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
