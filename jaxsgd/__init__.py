@@ -16,6 +16,7 @@ Modules, and the only modules of the package that each may import:
 
     _validate    :
     _validate_designs : _validate
+    _validate_dynamics :
     _jaxpr       :
     _factors     :
     _dense       : _factors
@@ -56,6 +57,9 @@ Modules, and the only modules of the package that each may import:
     _exact       : _contractions, designs, kernels, moments
     _comparison  : _contractions, _exact, designs, kernels, moments, _validate, _validate_designs
     estimators   : _batch_losses, _comparison, _curves, _exact, _sample_estimates, _factors, kernels, designs, _validate
+    _affine      : _validate, _validate_dynamics
+    _quadratics  : _affine, designs, _validate, _validate_designs, _validate_dynamics
+    dynamics     : _affine, _quadratics, designs, _validate, _validate_designs, _validate_dynamics
     problems     : _validate
     _exchange_cases :
     _typical_losses :
@@ -70,6 +74,7 @@ from jaxsgd import (
     additivity,
     checks,
     designs,
+    dynamics,
     estimators,
     exchange,
     kernels,
@@ -96,6 +101,7 @@ __all__ = [
     "check_per_example",
     "checks",
     "designs",
+    "dynamics",
     "estimators",
     "exchange",
     "gradient_moments",

@@ -48,6 +48,16 @@ def line_fit(m: float = 1.0, b: float = 1.0) -> Problem:
     return Problem(_line_loss, params, data)
 
 
+def quadratics() -> Problem:
+    """Three quadratics ½ h (θ − c)² of one parameter with h = (1, 2, 3) and c = (3, 0, −1), at θ = 0, their minimum.
+
+    Per-example minima differ, and so do curvatures, so gradients are noisy at the minimum of the mean loss (variance 6)
+    and the noise grows away from it: Var h = 2/3, Cov(g, h) = 2. ``dynamics`` solves SGD on it in rational numbers.
+    """
+    data = {"h": jnp.asarray([1.0, 2.0, 3.0]), "c": jnp.asarray([3.0, 0.0, -1.0])}
+    return Problem(_quadratic_loss, jnp.zeros(()), data)
+
+
 def digits_mlp(*, key: Array, hidden: int = 64, activation: str = "tanh") -> Problem:
     """A 64–hidden–10 network on the 1797 handwritten digits of scikit-learn, with cross-entropy.
 
@@ -130,6 +140,10 @@ def breast_cancer_logistic() -> Problem:
 
 def _line_loss(params: PyTree, example: PyTree) -> Float[Array, ""]:
     return (example["y"] - params["m"] * example["x"] - params["b"]) ** 2
+
+
+def _quadratic_loss(params: PyTree, example: PyTree) -> Float[Array, ""]:
+    return 0.5 * example["h"] * (params - example["c"]) ** 2
 
 
 def _squared_loss(params: PyTree, example: PyTree) -> Float[Array, ""]:

@@ -153,7 +153,8 @@ def test_arrays_take_the_default_dtype() -> None:
     """Catches NumPy's float64 where JAX computes in float32."""
     for precise, dtype in ((True, "float64"), (False, "float32")):
         with jax.enable_x64(precise):
-            for problem in (problems.line_fit(), problems.diabetes_regression(), problems.breast_cancer_logistic()):
+            real = (problems.diabetes_regression(), problems.breast_cancer_logistic())
+            for problem in (problems.line_fit(), problems.quadratics(), *real):
                 leaves = jax.tree.leaves((problem.params, problem.data))
                 assert {str(leaf.dtype) for leaf in leaves} == {dtype}
             network = problems.mlp(np.ones((3, 2)), np.array([0, 1, 1]), key=KEY)
