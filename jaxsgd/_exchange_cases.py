@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+Vector = Float[Array, " n"] | Float[np.ndarray, " n"]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -44,12 +46,12 @@ class Case:
         left, right = self.derivative
         return left == right == self.expected_gradient
 
-    def gradients(self, uniforms: Float[np.ndarray, " n"]) -> Float[Array, " n"]:
+    def gradients(self, uniforms: Vector) -> Float[Array, " n"]:
         """∂L(θ, x) by ``jax.grad`` at the quantiles of given probabilities."""
         x = jnp.asarray(self.quantile(uniforms))
         return jax.vmap(jax.grad(self.loss_fn), in_axes=(None, 0))(jnp.asarray(self.theta, x.dtype), x)
 
-    def losses(self, uniforms: Float[np.ndarray, " n"], theta: float | None = None) -> Float[Array, " n"]:
+    def losses(self, uniforms: Vector, theta: float | None = None) -> Float[Array, " n"]:
         """L(θ, x) at the quantiles of given probabilities, at ``theta`` or another θ."""
         x = jnp.asarray(self.quantile(uniforms))
         at = jnp.asarray(self.theta if theta is None else theta, x.dtype)

@@ -24,6 +24,26 @@ def changed(at: Any, change: Callable[[np.ndarray], Any]) -> Callable[[np.ndarra
 
 
 CONTROLS: dict[str, list[Control]] = {
+    "autodiff_at_kinks": [
+        ("returned", lambda r: r + 0.1, "JAX returns something else than is listed for relu"),
+        (
+            "averages",
+            lambda a: np.add(a, [[0, 0.1], [0, 0]]),
+            "the gradient of the mean must be the mean of the gradients",
+        ),
+        ("averages", lambda a: a + 0.5, "the mean θ/2 must show that both can be wrong"),
+        ("truth", lambda t: np.full_like(t, [-np.inf, np.inf]), "some programs must be wrong"),
+        ("one_by_one", np.zeros_like, "one example must spoil the batch"),
+        ("batch", np.ones_like, "one example must spoil the batch"),
+    ],
+    "exchange": [
+        ("drawn_mean", lambda g: g + 1, "standard errors from E ∂L"),
+        ("derivative", lambda d: d + 0.3, "where exchange fails, drawn gradients must miss F'"),
+        ("finite_slopes", lambda s: s + 1e-9, "every finite data set must have slope 0 at 0"),
+        ("mean_of", lambda m: np.add(m, [0.1, 0]), "derivative 1 of the usual losses: exchange must fail for 0–1"),
+        ("mean_of", lambda m: np.add(m, [0, 0.1]), "derivative 2 of the usual losses: exchange must fail for hinge"),
+        ("of_mean", lambda m: m * 0, "of the usual losses: exchange must fail for"),
+    ],
     "kernel_speed": [],
     "shuffling": [
         ("cross/exact", lambda v: v + 1e-9, "batches must have covariance -6.2"),

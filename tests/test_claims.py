@@ -7,9 +7,14 @@ averaged gradients.
 
 from fractions import Fraction
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
-from jaxsgd import designs, dynamics
+import jaxsgd
+from jaxsgd import designs, dynamics, exchange
 
 THREE_QUADRATICS = dynamics.Quadratics.from_minima([1, 2, 3], [3, 0, -1])
 
@@ -36,9 +41,9 @@ def test_claim_20_shuffling_is_not_independence() -> None:
 def test_claim_21_without_shuffling_epochs_end_off_the_minimum() -> None:
     """Data should be shuffled before training: TRUE for a constant step size, even if examples are independent.
 
-    In a fixed order SGD runs into a limit cycle, whose end of an epoch is off by O(η), differently for each order. Random
-    reshuffling is biased too, by −η Cov(g, h)/(2h̄) to first order; with independent batches the mean is the minimum,
-    and E δ² larger.
+    In a fixed order SGD runs into a limit cycle, whose end of an epoch is off by O(η), differently for each order.
+    Random reshuffling is biased too, by −η Cov(g, h)/(2h̄) to first order; with independent batches the mean is the
+    minimum, and E δ² larger.
     """
     eta, minimum = Fraction(1, 4), THREE_QUADRATICS.minimum()
     ends = {(0, 1, 2): -21, (0, 2, 1): -9, (1, 0, 2): -18, (1, 2, 0): 6, (2, 0, 1): 3, (2, 1, 0): 15}
@@ -74,3 +79,86 @@ def test_claim_35_average_of_batch_averages() -> None:
     assert g @ dropped.epoch_mean_covariance(5).entries(5) @ g == S2 * Fraction(1, 20)
     equal = designs.Reshuffling(3)
     assert g[:3] @ equal.epoch_mean_covariance(3).entries(3) @ g[:3] == 0
+
+
+def test_claim_31_when_gradient_and_expectation_may_be_exchanged() -> None:
+    """Under some conditions gradient and expectation may be exchanged; which? TRUE, and for a data set there are none.
+
+    A finite sum needs each L_i to be differentiable at θ, nothing else. For a continuous distribution it suffices that
+    the loss is Lipschitz near θ with an integrable constant and differentiable at θ with probability one.
+    """
+    cases = {case.name: case for case in exchange.CASES}
+    examples = (np.arange(50) + 0.5) / 50
+    for name in ("smooth, not dominated", "relu", "hinge", "absolute error", "moving support, pathwise"):
+        case = cases[name]
+        data = jnp.asarray(case.quantile(examples))
+        loss_fn = jax.vmap(case.loss_fn, in_axes=(None, 0))
+        of_mean = jax.grad(lambda theta, loss_fn=loss_fn, data=data: loss_fn(theta, data).mean())(case.theta)
+        np.testing.assert_allclose(of_mean, np.mean(np.asarray(case.gradients(examples))), rtol=1e-12, atol=1e-14)
+    assert {name for name in cases if not cases[name].holds} == {
+        "smooth, not dominated",
+        "cosine of Cauchy data",
+        "indicator",
+        "absolute error, atom at θ",
+        "second derivative of relu",
+        "moving support, score",
+    }
+    assert cases["smooth, not dominated"].derivative == (1, 1)
+    assert cases["smooth, not dominated"].expected_gradient == 0
+
+
+def test_claim_32_typical_losses_meet_the_conditions() -> None:
+    """Do typical losses meet them? For the gradient nearly all do, for second derivatives only smooth ones.
+
+    The 0–1 loss loses its gradient, surrogates have another by design; whatever is piecewise linear in the prediction
+    loses its second derivative. CTC is smooth in the logits: −log of a sum over alignments.
+    """
+    losses = {loss.name: loss for loss in exchange.LOSSES}
+    assert {name for name in losses if not losses[name].gradient} == {"0–1", "straight-through rounding"}
+    kinked = {"hinge", "absolute", "pinball", "ε-insensitive", "maximum", "relu network"}
+    assert {name for name in losses if losses[name].gradient and not losses[name].second} == kinked
+    absolute = exchange.derivatives(losses["absolute"].loss_fn, losses["absolute"].quantile, 0.0)
+    density = 1 / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(absolute, [[0, 2 * density], [0, 0]], atol=1e-4)
+
+    logits, no_padding = jnp.zeros((1, 3, 3)), jnp.zeros((1, 3))
+    for labels, alignments in (((1, 2), 5), ((1, 1), 1)):
+        with jax.numpy_dtype_promotion("standard"):
+            loss = optax.ctc_loss(logits, no_padding, jnp.array([labels]), jnp.zeros((1, 2)))
+        np.testing.assert_allclose(loss, -np.log(alignments / 27), rtol=1e-6)
+
+
+def test_claim_33_exchange_is_linearity_for_finitely_many_examples() -> None:
+    """What has the proof to do with linearity of the gradient? For N examples they are the same statement.
+
+    The expectation over a uniformly drawn example is the linear combination Σ (1/N)(·). For infinitely many examples it
+    is linearity and a limit theorem, and the limits need not commute: at θ = 0 every data set says 0, the population 1.
+    """
+    weights = np.array([0.1, 0.2, 0.3, 0.4])
+    problem = jaxsgd.problems.line_fit()
+    losses = jax.vmap(problem.loss_fn, in_axes=(None, 0))
+    expectation = jax.grad(lambda params: jnp.sum(weights * losses(params, problem.data)))(problem.params)
+    gradients = jaxsgd.per_example_gradients(problem.loss_fn)(problem.params, problem.data)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12),
+        expectation,
+        gradients.weighted_sum(jnp.asarray(weights)),
+    )
+    case = next(case for case in exchange.CASES if case.name == "smooth, not dominated")
+    for size in (10, 1000, 100_000):
+        examples = (np.arange(size) + 0.5) / size
+        assert np.all(np.asarray(case.gradients(examples)) == 0)
+    assert float(case.losses(examples, 0.1).mean()) / 0.1 == pytest.approx(np.exp(-0.01), abs=1e-3)
+
+
+def test_claim_34_programs_are_differentiated_additively_even_at_kinks() -> None:
+    """Automatic differentiation is additive: AD of the mean is the mean of AD. TRUE, even where both are wrong.
+
+    relu(θ) and −relu(−θ) have the mean θ/2, whose derivative is 1/2; JAX says 0, in either order.
+    """
+    functions = [jax.nn.relu, lambda theta: -jax.nn.relu(-theta)]
+    of_mean = jax.grad(lambda theta: (functions[0](theta) + functions[1](theta)) / 2)
+    assert float(of_mean(0.0)) == np.mean([float(jax.grad(function)(0.0)) for function in functions]) == 0
+    assert float(of_mean(1e-9)) == float(of_mean(-1e-9)) == 0.5
+    wrong = {kink.program for kink in exchange.KINKS if not kink.is_subgradient}
+    assert {"relu(x) - relu(-x)", "sqrt(x**2)", "where(x > 0, sqrt(x), 0)"} <= wrong
