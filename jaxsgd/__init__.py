@@ -59,7 +59,8 @@ Modules, and the only modules of the package that each may import:
     estimators   : _batch_losses, _comparison, _curves, _exact, _sample_estimates, _factors, kernels, designs, _validate
     _affine      : _validate, _validate_dynamics
     _quadratics  : _affine, designs, _validate, _validate_designs, _validate_dynamics
-    dynamics     : _affine, _quadratics, designs, _validate, _validate_designs, _validate_dynamics
+    _langevin    : _law, designs, _validate_designs
+    dynamics     : _affine, _langevin, _quadratics, designs, _validate, _validate_designs, _validate_dynamics
     problems     : _validate
     _exchange_cases :
     _typical_losses :

@@ -9,8 +9,8 @@ grows with the distance from the minimum (H_B differs between batches) included.
     fixed_order_law   an epoch in a given order
 
 The approximations of the field stand beside them, to be compared: ``additive_noise`` (the noise of θ* everywhere) and
-``ornstein_uhlenbeck`` (that, and continuous time). Imports ``_affine``, ``_quadratics``, ``designs``, ``_validate``,
-``_validate_designs`` and ``_validate_dynamics`` only.
+``ornstein_uhlenbeck`` (that, and continuous time); and ``langevin_variance`` is the same for Langevin dynamics. Imports
+``_affine``, ``_langevin``, ``_quadratics``, ``designs``, ``_validate``, ``_validate_designs``, ``_validate_dynamics``.
 """
 
 from functools import partial
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from jaxsgd import _validate, _validate_designs, _validate_dynamics
 from jaxsgd._affine import AffineLaw, StateLaw, identity_like, numbers, solve
+from jaxsgd._langevin import langevin_variance
 from jaxsgd._quadratics import (
     Quadratics,
     fixed_order_law,
@@ -41,6 +42,7 @@ __all__ = [
     "StateLaw",
     "additive_noise",
     "fixed_order_law",
+    "langevin_variance",
     "ornstein_uhlenbeck",
     "reshuffled_law",
     "reshuffling_bias",

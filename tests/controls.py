@@ -94,7 +94,22 @@ CONTROLS: dict[str, list[Control]] = {
         ("scaling/size", changed(1, lambda v: np.nan_to_num(v, nan=9.0)), "linear scaling must lead into instability"),
         ("scaling/size", changed(1, lambda v: v * 0 + 1), "noise must grow towards the threshold"),
     ],
+    "sampling_designs": [
+        ("bias", lambda b: b + 1e-9, "every design must be unbiased"),
+        ("effect", lambda e: e + 1e-9, "the design effect of systematic at M = 2 must be"),
+        ("intraclass", lambda k: k + 1e-6, "the design effect of groups must be 1"),
+        ("drawn", lambda d: d + 10, "a drawn variance is"),
+        ("standard_error", lambda s: s * 1e3, "the law of independent draws must be rejected somewhere"),
+    ],
     "streaming_speed": [],
+    "unbiasedness": [
+        ("bias", lambda b: b + 1e-12, "the bias must be 0 in rational arithmetic, but not for with replacement"),
+        ("bias", np.zeros_like, "every trap must be biased at some batch size"),
+        ("slope", lambda s: s + 0.1, "slopes: "),
+        ("simulated", lambda v: v + 1, "standard errors off"),
+        ("langevin", lambda v: v * 1.2, "standard errors off"),
+        ("standard_error", lambda s: s * 1e-9, "standard errors off"),
+    ],
     "variance_vs_batch_size": [
         ("without_replacement/z_variance", lambda z: z - 10, "the variance without replacement is"),
         ("with_replacement/z_mean", lambda z: z + 10, "the mean with replacement is"),
