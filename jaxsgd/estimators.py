@@ -1,14 +1,17 @@
 """Expectation and variance of minibatch gradients: the only place where a design meets gradients.
 
-A batch is a random weight vector w and ĝ = Σ w_i g_i, with every g_i taken at the same θ. Then
+A batch is a random weight vector w, and ĝ = Σ w_i g_i with every g_i taken at the same θ. The proof for 1 < M ≤ N:
 
-    E ĝ = Σ E[w_i] g_i                  (a finite sum: linearity, nothing else)
-        = ḡ for every data set  ⇔  E w_i = 1/N for every i.
+    1   E ĝ = Σ E[w_i] g_i                           a finite sum: linearity, nothing else
+    2   E ĝ = ḡ for every data set ⇔ E w_i = 1/N     the g_i can be any vectors
+    3   w_i = n_i/M, Σ E n_i = M                      the mean of M draws, n_i of them example i
+    4   E n_i = M/N, so E w_i = 1/N                   no example is preferred, whatever M is
 
-This is the proof for 1 < M ≤ N: a uniform draw of M examples, with or without replacement, gives each of them
-the mean weight 1/N; neither independence nor distinctness is used. Both enter the variance only,
+Neither independence nor distinctness is used. Both enter the variance only:
 
-    tr Cov ĝ = Σ_ij Cov(w)_ij ⟨g_i, g_j⟩.
+    5   Cov ĝ = Gᵀ Cov(w) G, tr Cov ĝ = Σ_ij Cov(w)_ij ⟨g_i, g_j⟩
+    6   without replacement Cov w = c_M (I/N − 11ᵀ/N²), so Cov ĝ = c_M Σ, c_M = (N−M)/(M(N−1))
+    7   with replacement Cov w = (1/M)(I/N − 11ᵀ/N²), so Cov ĝ = Σ/M
 
 :func:`exact` evaluates this, :func:`enumerate_batches` sums over every batch, :func:`monte_carlo` draws batches;
 the three agree, exactly or within the standard errors they carry. The curves do the same for every batch size.

@@ -560,6 +560,16 @@ CASES: list[Case] = [
         "data must have at least one batch, got an empty iterator",
         lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, iter([])),
     ),
+    (
+        ValueError,
+        "design must draw batches of one total weight, got Bernoulli",
+        lambda *_: dynamics.langevin_variance(designs.Bernoulli(0.5), [0, 1], 0.1),
+    ),
+    (
+        ValueError,
+        "with ε the step_size and W the total weight, must be positive, got 0",
+        lambda *_: dynamics.langevin_variance(designs.WithoutReplacement(1, scale="total"), [0, 1], 2),
+    ),
     (FileNotFoundError, "there is no file or folder ", lambda path, _: sources.load(path / "none.npz")),
     (ValueError, "must hold .npy files, got none", lambda path, _: sources.load(path)),
     (
