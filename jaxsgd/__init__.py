@@ -66,6 +66,7 @@ Modules, and the only modules of the package that each may import:
     _typical_losses :
     _kinks       :
     exchange     : _exchange_cases, _kinks, _typical_losses, _validate
+    batch_losses : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate
 
 Importing this package changes no configuration of JAX.
@@ -73,6 +74,7 @@ Importing this package changes no configuration of JAX.
 
 from jaxsgd import (
     additivity,
+    batch_losses,
     checks,
     designs,
     dynamics,
@@ -98,6 +100,7 @@ __all__ = [
     "Problem",
     "__version__",
     "additivity",
+    "batch_losses",
     "check_additivity",
     "check_per_example",
     "checks",

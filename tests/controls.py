@@ -94,6 +94,12 @@ CONTROLS: dict[str, list[Control]] = {
         ("scaling/size", changed(1, lambda v: np.nan_to_num(v, nan=9.0)), "linear scaling must lead into instability"),
         ("scaling/size", changed(1, lambda v: v * 0 + 1), "noise must grow towards the threshold"),
     ],
+    "nonadditive_losses": [
+        ("form", lambda f: np.full_like(f, "unbiased"), "the unbiased forms must have no bias"),
+        ("batch_size", lambda m: np.where(m == 2, 6, m), "the full batch must have no bias"),
+        ("bias", np.zeros_like, "product of means must be biased at M = 2"),
+        ("bias", lambda b: np.where(np.abs(b) > 1e-3, b - 0.3, b), "centering must shrink the gradient by"),
+    ],
     "sampling_designs": [
         ("bias", lambda b: b + 1e-9, "every design must be unbiased"),
         ("effect", lambda e: e + 1e-9, "the design effect of systematic at M = 2 must be"),

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import jaxsgd
-from jaxsgd import designs, dynamics, estimators, exchange
+from jaxsgd import batch_losses, designs, dynamics, estimators, exchange
 
 EX_B = (1, 2, 4, 7, 11, 17)
 THREE_QUADRATICS = dynamics.Quadratics.from_minima([1, 2, 3], [3, 0, -1])
@@ -274,3 +274,77 @@ def test_claim_19_correlation_changes_precision_not_the_mean() -> None:
     ):
         mean, variance = rational_moments(design, EX_B)
         assert (mean, variance / Fraction(31, design.batch_size)) == (7, effect)
+
+
+def test_claim_08_the_mean_error_is_ambiguous() -> None:
+    """Compute the average error of a batch and backpropagate it: CONDITIONAL, right for losses, wrong for residuals.
+
+    The loss of the mean residual has an expected gradient that goes from that of the mean square (M = 1) to that of the
+    squared mean (M = N): −13, −29/3, −77/9, −8.
+    """
+    data = {"x": jnp.array([0.0, 1.0, 3.0, 4.0]), "y": jnp.array([1.0, 0.0, 2.0, 5.0])}
+    expected = {1: -13, 2: -29 / 3, 3: -77 / 9, 4: -8}
+    for M, of_residuals in expected.items():
+        design, theta = designs.WithoutReplacement(M), jnp.asarray(0.0)
+        losses = estimators.batch_loss_gradient(lambda t, b: jnp.mean((b["y"] - t * b["x"]) ** 2), theta, data, design)
+        found = estimators.batch_loss_gradient(lambda t, b: jnp.mean(b["y"] - t * b["x"]) ** 2, theta, data, design)
+        np.testing.assert_allclose([losses.mean, found.mean], [-13, of_residuals], rtol=1e-13)
+
+
+def test_claim_22_only_fixed_multipliers_can_be_pulled_out() -> None:
+    """A multiplier free of the parameters can be pulled out: CONDITIONAL on its not being random.
+
+    The number of tokens of a batch correlates with its content: 5/3, 73/44, 7/4 instead of 7/4; the expected number
+    does not.
+    """
+    data = {"loss": jnp.array([2.0, 3.0, 16.0]), "tokens": jnp.array([1.0, 3.0, 8.0])}
+    for M, expected in ((1, 5 / 3), (2, 73 / 44), (3, 7 / 4)):
+        design, theta = designs.WithoutReplacement(M), jnp.asarray(1.0)
+        ratio = estimators.batch_loss_gradient(
+            lambda t, b: t * batch_losses.token_mean(b["loss"], b["tokens"]), theta, data, design
+        )
+        fixed = estimators.batch_loss_gradient(lambda t, b: t * jnp.mean(b["loss"]) / 4, theta, data, design)
+        np.testing.assert_allclose([ratio.mean, fixed.mean], [expected, 7 / 4], rtol=1e-14)
+
+
+def test_claim_23_other_combinations_than_sums() -> None:
+    """It fails for any cost that combines examples other than by addition: MOSTLY TRUE, not an equivalence.
+
+    Sums over pairs are unbiased from M = 2 on, the logarithm of a product is a sum, CVaR and log-mean-exp are minima of
+    sums over one more variable. A product of all losses is none of these: 5/2, 35/6, 25/2, 24.
+    """
+    theta, four = jnp.asarray(1.0), jnp.array([1.0, 2.0, 3.0, 4.0])
+
+    def mean(loss, M, values=four) -> float:
+        return float(estimators.batch_loss_gradient(loss, theta, values, designs.WithoutReplacement(M)).mean)
+
+    products = [mean(lambda t, b: t * batch_losses.product_of_losses(b), M) for M in (1, 2, 3, 4)]
+    np.testing.assert_allclose(products, [5 / 2, 35 / 6, 25 / 2, 24], rtol=1e-14)
+    logarithms = [mean(lambda t, b: t * jnp.log(batch_losses.product_of_losses(b)) / len(b), M) for M in (1, 2, 3, 4)]
+    np.testing.assert_allclose(logarithms, np.log(24) / 4, rtol=1e-14)
+    six = jnp.array(EX_B, float)
+    pairs = [
+        mean(lambda t, b: t * batch_losses.different_pairs(b, lambda x, y: (x - y) ** 2 / 2), M, six) for M in (2, 3, 6)
+    ]
+    np.testing.assert_allclose(pairs, 186 / 5, rtol=1e-14)
+    tails = [mean(lambda t, b: t * batch_losses.cvar(b, 0.5), M, six) for M in (2, 4, 6)]
+    np.testing.assert_allclose(tails, [32 / 3, 341 / 30, 35 / 3], rtol=1e-14)
+    bounds = [mean(lambda t, b: t * batch_losses.cvar_bound(b, jnp.asarray(7.0), 0.5), M, six) for M in (2, 4, 6)]
+    np.testing.assert_allclose(bounds, 35 / 3, rtol=1e-14)
+
+
+def test_claim_24_such_costs_are_common() -> None:
+    """It would be an unusual cost that is not a sum: FALSE of practice.
+
+    Batch normalization, contrastive losses, CVaR, AUC, Dice and token means are none, as the diagnosis finds from the
+    losses alone.
+    """
+    x = jnp.array([0.3, -1.1, 2.0, 0.7, -0.4, 1.2, 0.1, -0.8])
+    batch = {"x": x, "y": jnp.sin(3 * x), "n": jnp.array([1.0, 3.0, 8.0, 2.0, 5.0, 4.0, 7.0, 6.0])}
+    losses = {
+        "mean": lambda t, b: jnp.mean((t * b["x"] - b["y"]) ** 2),
+        "ratio": lambda t, b: batch_losses.token_mean((t * b["x"] - b["y"]) ** 2, b["n"]),
+        "coupled": lambda t, b: batch_losses.normalized_squared_error(t, b["x"] + t * b["y"], b["y"]),
+    }
+    for kind, loss in losses.items():
+        assert jaxsgd.check_additivity(loss, jnp.asarray(0.8), batch).kind == kind

@@ -1,0 +1,173 @@
+"""The gradient of a batch loss that does not add up over examples is biased, by an amount that vanishes at M = N only.
+
+Command    python -m experiments nonadditive_losses
+Run time   about 20 seconds on two cores
+Expected   thirteen losses with a biased gradient below the full batch, by enumeration of all batches of six examples;
+           nine forms beside them with none, to rounding
+
+One panel for each loss: its bias relative to the gradient of the full batch, and that of its unbiased form, if any.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments._harness import progress, require
+from experiments._style import COLORS, page
+from jaxsgd import batch_losses, designs, estimators
+
+N = 6
+Loss = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the experiment."""
+
+    batch_sizes: tuple[int, ...] = (1, 2, 3, 4, 6)
+    """The batch sizes; the largest is the number of examples, 6."""
+
+
+QUICK = Config(batch_sizes=(2, 6))
+
+FORMS = {
+    "biased": {"color": COLORS[0], "marker": "o"},
+    "unbiased": {"color": COLORS[1], "marker": "s", "markerfacecolor": "white", "linestyle": "--"},
+}
+DATA = {
+    "x": np.array([0.3, -1.1, 2.0, 0.7, -0.4, 1.2]),
+    "y": np.array([0.5, -0.6, 1.4, 1.0, -0.2, 0.1]),
+    "z": np.array([1.0, -0.5, 1.6, 0.2, 0.4, 0.9]),
+    "positive": np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0]),
+    "tokens": np.array([1.0, 3.0, 8.0, 2.0, 5.0, 4.0]),
+}
+THETA = 0.8
+
+
+def losses(theta: Any, b: Any) -> Any:
+    """A loss of every example."""
+    return (theta * b["x"] - b["y"]) ** 2 + 0.2
+
+
+def biased() -> dict[str, Loss]:
+    """The losses of batches."""
+    return {
+        "product of means": lambda t, b: batch_losses.product_of_means(losses(t, b), t * b["z"]),
+        "product of losses": lambda t, b: batch_losses.product_of_losses(losses(t, b)),
+        "log-mean-exp": lambda t, b: batch_losses.log_mean_exp(losses(t, b)),
+        "maximum": lambda t, b: jnp.max(losses(t, b)),
+        "CVaR, α = ½": lambda t, b: batch_losses.cvar(losses(t, b), 0.5),
+        "centering": lambda t, b: batch_losses.centered_squared_error(t, b["x"], b["y"]),
+        "batch normalization": lambda t, b: batch_losses.normalized_squared_error(t, b["x"] + t * b["z"] ** 2, b["y"]),
+        "InfoNCE": lambda t, b: batch_losses.info_nce(t * b["x"][:, None] * b["z"][None, :]),
+        "AUC": lambda t, b: batch_losses.auc_loss(t * b["x"], b["positive"]),
+        "Dice": lambda t, b: batch_losses.soft_dice(jax.nn.sigmoid(t * b["x"]), b["positive"]),
+        "token mean": lambda t, b: batch_losses.token_mean(losses(t, b), b["tokens"]),
+        "all pairs": lambda t, b: batch_losses.all_pairs(t * b["x"], spread),
+        "Wasserstein": lambda t, b: batch_losses.wasserstein_to_bernoulli(0.4 * t, b["positive"]),
+    }
+
+
+def unbiased(M: int) -> dict[str, Loss]:
+    """The same losses in a form whose gradient is unbiased, where there is one at this batch size."""
+    data = {name: jnp.asarray(values) for name, values in DATA.items()}
+    level = batch_losses.log_mean_exp(losses(THETA, data))
+    quantile = jnp.sort(losses(THETA, data))[N // 2]
+    forms: dict[str, Loss] = {
+        "log-mean-exp": lambda t, b: batch_losses.log_mean_exp_bound(losses(t, b), level),
+        "CVaR, α = ½": lambda t, b: batch_losses.cvar_bound(losses(t, b), quantile, 0.5),
+        "token mean": lambda t, b: jnp.mean(losses(t, b)) / data["tokens"].mean(),
+        "Wasserstein": lambda t, b: (0.4 * t - b["positive"].mean()) ** 2,
+        "product of losses": lambda t, b: jnp.log(batch_losses.product_of_losses(losses(t, b))) / len(b["x"]),
+    }
+    if M == 1:
+        return forms
+    shrinkage = N * (M - 1) / (M * (N - 1))
+    num_pairs = 5 * M * (M - 1) / (N * (N - 1))
+    return forms | {
+        "product of means": lambda t, b: batch_losses.product_of_means_unbiased(losses(t, b), t * b["z"], N),
+        "centering": lambda t, b: batch_losses.centered_squared_error(t, b["x"], b["y"]) / shrinkage,
+        "AUC": lambda t, b: batch_losses.auc_loss(t * b["x"], b["positive"], num_pairs=num_pairs),
+        "all pairs": lambda t, b: batch_losses.different_pairs(t * b["x"], spread),
+    }
+
+
+def spread(a: Any, b: Any) -> Any:
+    """Half the squared distance, whose mean over different pairs is the variance with divisor N − 1."""
+    return 0.5 * (a - b) ** 2
+
+
+def compute(config: Config) -> dict[str, np.ndarray]:
+    """Relative biases of both forms at every batch size."""
+    rows = []
+    for M in progress(config.batch_sizes, "batch size"):
+        rows += [("biased", name, M, relative_bias(loss, M)) for name, loss in biased().items()]
+        rows += [
+            ("unbiased", name, M, relative_bias(loss, M, full=unbiased(N)[name])) for name, loss in unbiased(M).items()
+        ]
+    names = ("form", "loss", "batch_size", "bias")
+    return {name: np.array([row[i] for row in rows]) for i, name in enumerate(names)}
+
+
+def relative_bias(loss: Loss, M: int, full: Loss | None = None) -> float:
+    """E ∇L(B)/∇L(all) − 1 over all batches; NaN where a batch of one has no loss."""
+    data = {name: jnp.asarray(values) for name, values in DATA.items()}
+    theta = jnp.asarray(THETA)
+    whole = float(jax.grad(full or loss)(theta, data))
+    if M == 1 and not np.isfinite(float(jax.grad(loss)(theta, {name: values[:1] for name, values in data.items()}))):
+        return float("nan")
+    found = estimators.batch_loss_gradient(loss, theta, data, designs.WithoutReplacement(M))
+    return float(found.mean) / whole - 1
+
+
+def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Confirm bias below the full batch, none at it, and none anywhere in the unbiased forms."""
+    is_biased, full, size = results["form"] == "biased", results["batch_size"] == N, np.abs(results["bias"])
+    rest = size[~is_biased].max()
+    require(rest < 1e-12, f"the unbiased forms must have no bias, got {rest:.1e}")
+    require(
+        size[is_biased & full].max() < 1e-12,
+        f"the full batch must have no bias, got {size[is_biased & full].max():.1e}",
+    )
+    at_two = is_biased & (results["batch_size"] == 2)
+    biases = dict(zip(results["loss"][at_two].tolist(), results["bias"][at_two].tolist(), strict=True))
+    least = min(biases, key=lambda name: abs(biases[name]))
+    require(abs(biases[least]) > 1e-2, f"{least} must be biased at M = 2, got {biases[least]:.1e}")
+    shrinkage = biases["centering"] - (N / (2 * (N - 1)) - 1)
+    require(abs(shrinkage) < 1e-12, f"centering must shrink the gradient by N(M−1)/(M(N−1)), not {shrinkage:+.1e} more")
+    return {"losses": len(biases), "relative_bias_at_2": biases, "largest_bias_of_unbiased_forms": float(rest)}
+
+
+def summarize(findings: dict[str, Any]) -> str:
+    """One sentence for the terminal."""
+    biases = {name: abs(bias) for name, bias in findings["relative_bias_at_2"].items()}
+    worst = max(biases, key=lambda name: biases[name])
+    return (
+        f"{len(biases)} losses have a biased gradient, at M = 2 by {min(biases.values()):.0%} to {biases[worst]:.0%} "
+        f"({worst}); their unbiased forms by at most {findings['largest_bias_of_unbiased_forms']:.0e}"
+    )
+
+
+def draw(results: dict[str, np.ndarray]) -> Figure:
+    """A panel for each loss."""
+    figure = Figure(figsize=page(nrows=3, ncols=5, height_to_width_ratio=0.8))
+    panels = figure.subplots(3, 5, sharex=True).ravel()
+    for axes, name in zip(panels, biased(), strict=False):
+        for form, style in FORMS.items():
+            rows = (results["form"] == form) & (results["loss"] == name)
+            axes.plot(results["batch_size"][rows], results["bias"][rows], **style, label=f"{form} form")
+        axes.axhline(0, color="0.7", linewidth=0.6, zorder=0)
+        axes.set_title(name, fontsize="small")
+        axes.tick_params(labelsize="x-small", labelbottom=True)
+        axes.set_xticks(range(1, N + 1))
+    for axes in panels[len(biased()) :]:
+        axes.set_axis_off()
+    figure.supxlabel("batch size $M$ (examples)", fontsize="medium")
+    figure.supylabel("bias relative to the full gradient", fontsize="medium")
+    panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center right")
+    return figure
