@@ -55,14 +55,29 @@ Modules, and the only modules of the package that each may import:
     _sample_estimates : kernels, _validate
     _exact       : _contractions, designs, kernels, moments
     _comparison  : _contractions, _exact, designs, kernels, moments, _validate, _validate_designs
-    estimators   : _batch_losses, _comparison, _curves, _exact, _sample_estimates, _factors, kernels, designs, _validate
+    _descent     : designs, kernels, _validate
+    _populations : designs, _validate
+    estimators   : _batch_losses, _comparison, _curves, _descent, _exact, _populations, _sample_estimates, _factors,
+                   kernels, designs, _validate
+    surfaces     : _curves, kernels, _validate
     problems     : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate
 
 Importing this package changes no configuration of JAX.
 """
 
-from jaxsgd import additivity, checks, designs, estimators, kernels, model_agnostic, moments, problems, sources
+from jaxsgd import (
+    additivity,
+    checks,
+    designs,
+    estimators,
+    kernels,
+    model_agnostic,
+    moments,
+    problems,
+    sources,
+    surfaces,
+)
 from jaxsgd.additivity import check_additivity
 from jaxsgd.checks import check_per_example
 from jaxsgd.kernels import PerExampleGradients, per_example_gradients
@@ -89,4 +104,5 @@ __all__ = [
     "per_example_gradients",
     "problems",
     "sources",
+    "surfaces",
 ]
