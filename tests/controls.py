@@ -12,6 +12,28 @@ Control = tuple[str, Callable[[np.ndarray], np.ndarray], str]
 
 CONTROLS: dict[str, list[Control]] = {
     "kernel_speed": [],
+    "population": [
+        (
+            "exact/without",
+            lambda v: np.add(v, [[[1, 0], [0, 0], [0, 0]]]),
+            "without replacement, M = 1: the mean must be 2",
+        ),
+        (
+            "exact/with",
+            lambda v: np.add(v, [[[0, 0], [1, 0], [0, 0]]]),
+            "with replacement, M = 1: given the data must be",
+        ),
+        ("exact/with", lambda v: np.add(v, [[[0, 0], [0, 0], [1, 0]]]), "with replacement, M = 1: of the data must be"),
+        ("without/total/drawn", lambda v: v * 1.3, "without/total is"),
+        ("with/total/drawn", lambda v: v * 0.7, "with/total is"),
+        ("with/given/law", lambda v: v * 1.2, "with/given is"),
+        ("augmented/law", lambda v: v - v[-1] / 2, "augmented is"),
+        ("without/given/drawn", lambda v: v + 1e-12, "the full batch must be exact for its data set"),
+        ("without/given/law", lambda v: v + 1e-2 * np.arange(30), "without/given is"),
+        ("without/total/error", lambda v: v * 1e3, "variance given the data set as the total must be rejected"),
+        ("with/total/error", lambda v: v * 1e3, "1/M with replacement must be rejected"),
+        ("augmented/error", lambda v: v * 1e3, "no variance from augmentation must be rejected"),
+    ],
     "streaming_speed": [],
     "variance_vs_batch_size": [
         ("without_replacement/z_variance", lambda z: z - 10, "the variance without replacement is"),
