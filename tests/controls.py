@@ -5,12 +5,43 @@ and name the reason. The speed experiments are held by made-up measurements in t
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 Control = tuple[str, Callable[[np.ndarray], np.ndarray], str]
 
+
+def changed(at: Any, change: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """A change of some entries only."""
+
+    def apply(values: np.ndarray) -> np.ndarray:
+        values = values.copy()
+        values[at] = change(values[at])
+        return values
+
+    return apply
+
+
 CONTROLS: dict[str, list[Control]] = {
+    "gradient_of_mean": [
+        ("programs", lambda v: v + 2e-5, "programs differ by 2.*e-05 Σ.* in float32"),
+        ("programs", lambda v: v + 1e-13, "programs differ by 1.*e-13 Σ.* in float64"),
+        ("programs", changed((0, 0, 1), lambda v: np.nan), "all programs must have been run"),
+        ("rounding", changed((..., 0, -1), lambda v: v * 1e4), "the rounding error of the sum one by one"),
+        ("rounding", changed((..., 1, -1), lambda v: v + 1e-5), "the rounding error of the sum pairwise"),
+        ("rounding", changed((..., 2, 0), lambda v: v + 1e-5), "the rounding error of the sum XLA's mean"),
+        ("rounding", changed((..., 0, -1), lambda v: v / 1e3), "the pairwise bound must be rejected"),
+        ("rounding", lambda v: v[:, [0, 0, 0]], "the rounding error of the sum pairwise"),
+        ("mean_residual", lambda v: v * 0 - 13, "the mean residual must have gradients"),
+        ("mean_residual/additive", lambda v: v + 1, "the mean of squares must have the gradient −13"),
+        ("sequential", lambda v: v * 0, "the gap at η = 1/20 must be"),
+        ("sequential", changed(slice(1, None), lambda v: v * 1.01), "the gap must be 12η² .* 504η³"),
+        ("slopes", lambda v: v[[0, 0]], "must equal the derivative at 0 and 1 only"),
+        ("slopes", lambda v: v * 2, "at x = 2 the two must be 10 and 16"),
+        ("scales", lambda v: v[[0, 0, 2]], "the batch sum must have means"),
+        ("scales", lambda v: v[[0, 1, 1]], "the batch total must have means"),
+    ],
     "kernel_speed": [],
     "population": [
         (
