@@ -255,9 +255,9 @@ def check_rounding(results: dict[str, np.ndarray]) -> dict[str, Any]:
     for s, (name, bound) in enumerate(zip(SUMS, ("one by one", "pairwise", "one by one"), strict=True)):
         excess = float(np.max(errors[:, s] / limit[bound]))
         require(excess <= 1, f"the rounding error of the sum {name} is {excess:.1f} times its bound")
+    require(np.all(np.any(errors[:, 0] != errors[:, 1], axis=1)), "equality of two orders bit by bit must be rejected")
     control = errors[:, 0, -1] / limit["pairwise"][:, -1]
     require(np.all(control > 1), f"the pairwise bound must be rejected for a sum one by one, got {control} of it")
-    require(np.all(np.any(errors[:, 0] != errors[:, 1], axis=1)), "equality of two orders bit by bit must be rejected")
     return {"one_by_one/pairwise_bound": control.tolist(), "rounding": errors[:, :, -1].tolist()}
 
 
@@ -269,12 +269,12 @@ def check_impostors(results: dict[str, np.ndarray]) -> dict[str, Any]:
     additive = float(results["mean_residual/additive"])
     require(abs(additive + 13) < 1e-12, f"the mean of squares must have the gradient −13, got {additive}")
     gap, (in_m, in_b) = results["sequential"], gaps(results["rates"])
+    require(np.all(gap > 1e-10), "that sequential steps end at the same place must be rejected")
     require(
         np.allclose(gap[0], [0.093, 0.021], rtol=0, atol=1e-14),
         f"the gap at η = 1/20 must be 93/1000, 21/1000: {gap[0]}",
     )
     require(np.allclose(gap.T, [in_m, in_b], rtol=0, atol=1e-14), "the gap must be 12η² + 504η³ in m and 168η³ in b")
-    require(np.all(gap > 1e-10), "that sequential steps end at the same place must be rejected")
     right, wrong = results["slopes"]
     same = results["points"][np.isclose(right, wrong, rtol=0, atol=1e-12)]
     require(np.array_equal(same, [0, 1]), f"2x + 3x must equal the derivative at 0 and 1 only, got {same}")
@@ -289,10 +289,10 @@ def check_impostors(results: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def summarize(findings: dict[str, Any]) -> str:
     """One sentence for the terminal."""
-    times = findings["one_by_one/pairwise_bound"][0]
+    times, (single, double) = findings["one_by_one/pairwise_bound"][0], (findings[f"{d}/programs"] for d in DTYPES)
     return (
-        f"programs agree to {findings['float32/programs']:.0e} Σ|g|/N in float32 and {findings['float64/programs']:.0e} "
-        f"in float64; a sum one by one has {times:.0f} times the pairwise bound in float32"
+        f"programs agree to {single:.0e} Σ|g|/N in float32 and {double:.0e} in float64; a sum one by one has "
+        f"{times:.0f} times the pairwise bound in float32"
     )
 
 

@@ -185,11 +185,11 @@ def check_enumeration(results: dict[str, np.ndarray]) -> None:
             mean, given_data, of_data = (Fraction(int(a), int(b)) for a, b in row)
             factor = Fraction(N - M, M * (N - 1)) if name == "without" else Fraction(1, M)
             require(mean == 2, f"{name} replacement, M = {M}: the mean must be 2, got {mean}")
+            if name == "without":
+                require(given_data + of_data == variance / M, f"M = {M}: the total must be {variance / M}")
             law = factor * Fraction(N - 1, N) * variance
             require(given_data == law, f"{name} replacement, M = {M}: given the data must be {law}, got {given_data}")
             require(of_data == variance / N, f"{name} replacement, M = {M}: of the data must be {variance / N}")
-            if name == "without":
-                require(given_data + of_data == variance / M, f"M = {M}: the total must be {variance / M}")
 
 
 def z_scores(results: dict[str, np.ndarray], curve: str, law: np.ndarray) -> np.ndarray:
