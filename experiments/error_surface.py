@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 import jaxsgd
 from experiments._harness import require
+from experiments._models import mean_loss
 from experiments._style import COLORS, MARKERS, page
 from jaxsgd import designs, estimators, problems, surfaces
 
@@ -80,7 +81,7 @@ def line_fit(config: Config) -> dict[str, np.ndarray]:
         "line/side": side,
         "line/losses": np.asarray(surfaces.losses_along(problem.loss_fn, problem.params, problem.data, AXES, grid)),
         "line/gradients": rows,
-        "line/gradient_of_mean": _pairs(jax.grad(_mean_loss(problem))(problem.params)),
+        "line/gradient_of_mean": _pairs(jax.grad(mean_loss(problem.loss_fn))(problem.params, problem.data)),
         "line/elsewhere": np.stack([_pairs(gradient) for gradient in elsewhere]),
         "line/not_descending": np.array([(1 - chance).as_integer_ratio() for chance in chances]),
         "line/change": np.asarray(after.mean(axis=1)) - 0.75,
@@ -123,11 +124,11 @@ def network(config: Config) -> dict[str, np.ndarray]:
     differences = (losses[[-4, -2]] - losses[[-3, -1]]) / 2e-4
     directions = [jax.tree.map(lambda leaf, k=k: leaf[k], found.directions) for k in range(2)]
     slopes = np.stack([g.inner_products(direction) for direction in directions])
-    batch = jax.jit(
-        lambda step: _mean_loss(problem)(
-            jax.tree.map(lambda p, d: p + step[0] * d[0] + step[1] * d[1], problem.params, found.directions)
-        )
-    )
+
+    def batch(step: Any) -> Any:
+        moved = jax.tree.map(lambda p, d: p + step[0] * d[0] + step[1] * d[1], problem.params, found.directions)
+        return mean_loss(problem.loss_fn)(moved, problem.data)
+
     mean = g.mean()
     along = np.asarray(g.inner_products(mean))
     picked = np.argsort(slopes[0])[[0, len(along) // 2, -1]]  # the most different of all, and one between
@@ -153,16 +154,14 @@ def _trained(problem: jaxsgd.Problem, steps: int) -> Any:
     def train(params: Any) -> Any:
         def step(state: Any, _: None) -> Any:
             params, optimizer_state = state
-            updates, optimizer_state = optimizer.update(jax.grad(_mean_loss(problem))(params), optimizer_state)
+            updates, optimizer_state = optimizer.update(
+                jax.grad(mean_loss(problem.loss_fn))(params, problem.data), optimizer_state
+            )
             return (optax.apply_updates(params, updates), optimizer_state), None
 
         return jax.lax.scan(step, (params, optimizer.init(params)), None, length=steps)[0][0]
 
     return train(problem.params)
-
-
-def _mean_loss(problem: jaxsgd.Problem) -> Any:
-    return lambda params: jnp.mean(jax.vmap(problem.loss_fn, (None, 0))(params, problem.data))
 
 
 def _pairs(tree: Any) -> np.ndarray:

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 import jaxsgd
 from experiments._harness import progress, require
+from experiments._models import mean_loss
 from experiments._style import COLORS, MARKERS, page
 from jaxsgd import designs, estimators, problems
 
@@ -95,11 +96,6 @@ def model(name: str, config: Config) -> jaxsgd.Problem:
         return problems.line_fit()._replace(data=data)
     problem = problems.digits_mlp(key=jax.random.key(config.seed), hidden=config.hidden, activation=name)
     return problem._replace(data=jax.tree.map(lambda leaf: leaf[: config.batch], problem.data))
-
-
-def mean_loss(loss_fn: Any) -> Callable[[Any, Any], Any]:
-    """The loss of a batch that is the mean of its examples' losses."""
-    return lambda params, data: jnp.mean(jax.vmap(loss_fn, (None, 0))(params, data))
 
 
 def _gradients_and_mean(loss_fn: Any, params: Any, data: Any) -> tuple[Any, Any]:

@@ -26,7 +26,7 @@ def changed(at: Any, change: Callable[[np.ndarray], Any]) -> Callable[[np.ndarra
 CONTROLS: dict[str, list[Control]] = {
     "error_surface": [
         ("line/gradients", lambda v: -v, "the gradients at .1, 1. are off"),
-        ("line/gradient_of_mean", lambda v: v[::-1], "−ḡ and the way to the minimum must have cosine"),
+        ("line/gradient_of_mean", lambda v: v * [1, -1], "−ḡ and the way to the minimum must have cosine"),
         ("line/gradient_of_mean", lambda v: v * 4, "the mean of gradients must be"),
         ("line/elsewhere", lambda v: v * 0 + [-1, -0.5], "gradients at different θ must not average"),
         ("line/not_descending", lambda v: v[[0, 0, 2, 3]], "batches must fail to descend with probability"),
