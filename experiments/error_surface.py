@@ -321,7 +321,7 @@ def _draw_changes(axes: Any, results: dict[str, np.ndarray]) -> None:
     axes.bar(range(5), results["line/change"], width=0.6, color=[COLORS[0]] * 4 + [COLORS[1]])
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_xticks(range(5), [*(f"$x={value:g}$" for value in x), "mean"], rotation=45)
-    axes.set(title="change of the mean loss", yticks=(-0.05, 0, 0.05))
+    axes.set(title=r"change of $\bar L$ in a step of 1/100", yticks=(-0.05, 0, 0.05))
 
 
 def _draw_quadratics(axes: Any, results: dict[str, np.ndarray]) -> None:

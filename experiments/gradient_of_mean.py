@@ -46,6 +46,8 @@ class Config:
 
     max_examples: int = 1_000_000
     """The longest sums."""
+    num_sizes: int = 12
+    """How many lengths of sums."""
     batch: int = 500
     """Examples in the comparison of programs."""
     hidden: int = 8
@@ -56,7 +58,7 @@ class Config:
     """Seed of everything random."""
 
 
-QUICK = Config(max_examples=100_000, batch=50, hidden=3, models=("line", "relu"))
+QUICK = Config(max_examples=100_000, num_sizes=4, batch=50, hidden=3, models=("line", "relu"))
 
 
 def compute(config: Config) -> dict[str, np.ndarray]:
@@ -126,7 +128,7 @@ def rounding_errors(config: Config) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(config.seed)
     x = rng.normal(1, 1, config.max_examples)
     rows = 2 * np.stack([x, np.ones_like(x)]) * (x + rng.exponential(1, len(x)))
-    sizes = np.unique(np.round(np.geomspace(4, config.max_examples, 12)).astype(int))
+    sizes = np.unique(np.round(np.geomspace(4, config.max_examples, config.num_sizes)).astype(int))
     errors = np.zeros((len(DTYPES), len(SUMS), len(sizes)))
     for d, dtype in enumerate(DTYPES):
         cast = rows.astype(dtype)
