@@ -1,6 +1,7 @@
-"""The models of the speed experiments: losses of one example in plain JAX, with random float32 weights and data."""
+"""The mean loss of any model, and the models of the speed experiments: plain JAX, random float32 weights and data."""
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,11 @@ import numpy as np
 from jaxsgd import Problem
 
 VOCABULARY = 256
+
+
+def mean_loss(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The loss of a batch that is the mean of its examples' losses."""
+    return lambda params, data: jnp.mean(jax.vmap(loss_fn, (None, 0))(params, data))
 
 
 def mlp(sizes: tuple[int, ...], count: int) -> Problem:

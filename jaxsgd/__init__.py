@@ -56,11 +56,15 @@ Modules, and the only modules of the package that each may import:
     _sample_estimates : kernels, _validate
     _exact       : _contractions, designs, kernels, moments
     _comparison  : _contractions, _exact, designs, kernels, moments, _validate, _validate_designs
-    estimators   : _batch_losses, _comparison, _curves, _exact, _sample_estimates, _factors, kernels, designs, _validate
     _affine      : _validate, _validate_dynamics
     _quadratics  : _affine, designs, _validate, _validate_designs, _validate_dynamics
     _langevin    : _law, designs, _validate_designs
     dynamics     : _affine, _langevin, _quadratics, designs, _validate, _validate_designs, _validate_dynamics
+    _descent     : designs, kernels, _validate
+    _populations : designs, _validate
+    estimators   : _batch_losses, _comparison, _curves, _descent, _exact, _populations, _sample_estimates, _factors,
+                   kernels, designs, _validate
+    surfaces     : _curves, kernels, _validate
     problems     : _validate
     _exchange_cases :
     _typical_losses :
@@ -85,6 +89,7 @@ from jaxsgd import (
     moments,
     problems,
     sources,
+    surfaces,
 )
 from jaxsgd.additivity import check_additivity
 from jaxsgd.checks import check_per_example
@@ -115,4 +120,5 @@ __all__ = [
     "per_example_gradients",
     "problems",
     "sources",
+    "surfaces",
 ]

@@ -307,6 +307,20 @@ def vector(length: int, **named: Any) -> None:
             raise ValueError(f"{name} must have shape ({length},), got {jnp.shape(value)}")
 
 
+def columns(count: int, **named: Any) -> None:
+    """Raise unless every value is a matrix with ``count`` columns."""
+    for name, value in named.items():
+        if len(jnp.shape(value)) != 2 or jnp.shape(value)[1] != count:
+            raise ValueError(f"{name} must be a matrix with {count} columns, got shape {jnp.shape(value)}")
+
+
+def at_most_rank(rank: int, **named: int) -> None:
+    """Raise if more directions are asked for than gradients span about their mean."""
+    for name, count in named.items():
+        if count > rank:
+            raise ValueError(f"{name} must be at most {rank}, the rank of the gradients' covariance, got {count}")
+
+
 def matrix(length: int, **named: Any) -> None:
     """Raise unless every value has shape ``(length, length)``."""
     for name, value in named.items():

@@ -35,7 +35,9 @@ from jaxsgd._curves import (
     squared_error_law,
     variance_curve,
 )
+from jaxsgd._descent import descent_probability
 from jaxsgd._exact import Estimate, exact
+from jaxsgd._populations import PopulationFactors, PopulationVariance, enumerate_data_sets, population_factors
 from jaxsgd._sample_estimates import (
     CentralMoments,
     horvitz_thompson_variance,
@@ -51,18 +53,23 @@ __all__ = [
     "Comparison",
     "DesignName",
     "Estimate",
+    "PopulationFactors",
+    "PopulationVariance",
     "SquaredErrorLaw",
     "VarianceCurve",
     "batch_loss_gradient",
     "compare",
+    "descent_probability",
     "design_effect",
     "enumerate_batches",
+    "enumerate_data_sets",
     "exact",
     "horvitz_thompson_variance",
     "merge",
     "monte_carlo",
     "monte_carlo_curve",
     "optimal_probabilities",
+    "population_factors",
     "sen_yates_grundy_variance",
     "squared_error_law",
     "stratum_deviations",

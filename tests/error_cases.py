@@ -15,7 +15,7 @@ from own_designs import Bernoulli, Unequal
 from registry import gradients_given, linear_loss, measured
 
 import jaxsgd
-from jaxsgd import _store, designs, dynamics, estimators, model_agnostic, moments, problems, sources
+from jaxsgd import _store, designs, dynamics, estimators, model_agnostic, moments, problems, sources, surfaces
 
 KEY = jax.random.key(0)
 ONE = jnp.asarray(1.0)
@@ -817,5 +817,38 @@ CASES: list[Case] = [
         TypeError,
         "key must be a key such as jax.random.key(0), got 0 of type int",
         lambda *_: simulated(key=0),
+    ),
+    # Data sets that are samples, descent, surfaces.
+    (
+        ValueError,
+        "max_batches must be at least 486 to enumerate WithoutReplacement(batch_size=2), got 485",
+        lambda *_: estimators.enumerate_data_sets(designs.WithoutReplacement(2), [0, 1, 5], 4, max_batches=485),
+    ),
+    (
+        ValueError,
+        "probabilities must have shape (2,), got (1,)",
+        lambda *_: estimators.enumerate_data_sets(designs.WithReplacement(1), [0, 1], 2, probabilities=[Fraction(1)]),
+    ),
+    (
+        ValueError,
+        "max_batches must be at least 6 to enumerate WithoutReplacement(batch_size=2), got 5",
+        lambda *_: estimators.descent_probability(designs.WithoutReplacement(2), G, max_batches=5),
+    ),
+    (
+        ValueError,
+        "count must be at most 2, the rank of the gradients' covariance, got 3",
+        lambda *_: surfaces.principal_directions(G, count=3),
+    ),
+    (
+        ValueError,
+        "steps must be a matrix with 2 columns, got shape (3, 1)",
+        lambda *_: surfaces.losses_along(linear_loss, jnp.ones(2), jnp.ones((4, 2)), jnp.eye(2), jnp.ones((3, 1))),
+    ),
+    (
+        ValueError,
+        "directions must have the shapes of params, but directions has shape (3, 2), not (3, 3)",
+        lambda *_: surfaces.losses_along(
+            linear_loss, jnp.ones(3), jnp.ones((4, 3)), jnp.ones((3, 2)), jnp.ones((1, 3))
+        ),
     ),
 ]

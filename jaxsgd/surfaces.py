@@ -1,0 +1,111 @@
+"""Error surfaces: the losses of single examples, and so their mean, as functions of θ along a few directions.
+
+An error surface is a function of the parameters. Every example has its own, θ ↦ L_i(θ), and the surface that training
+descends is their mean; at any θ all of them are evaluated at the same place. Imports ``_curves``, ``kernels`` and
+``_validate`` only.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxsgd import _validate, kernels
+from jaxsgd._curves import centered_gram
+
+
+@dataclass(frozen=True)
+class PrincipalDirections:
+    """Eigenvectors of the covariance Σ of the per-example gradients, with the largest eigenvalues first.
+
+    Attributes:
+        directions: k orthogonal unit vectors, a pytree like ``params`` with a leading axis of k.
+        variances: the eigenvalues, shape (k,): the variance of g_i along each direction, with divisor N.
+    """
+
+    directions: Any
+    variances: Float[Array, " k"]
+
+
+def principal_directions(g: kernels.PerExampleGradients, *, count: int = 2) -> PrincipalDirections:
+    """The directions along which the gradients of the examples differ most.
+
+    With the centered Gram matrix K v = λ v, ‖v‖ = 1, the vector Σ v_i g_i / √λ has norm 1 and is an eigenvector of Σ
+    with eigenvalue λ/N: the entries of v sum to zero, as K has centered rows. No P × P matrix is formed.
+
+    Args:
+        g: the gradients of the examples, all at one θ.
+        count: k, how many directions.
+
+    Raises:
+        ValueError: if the gradients span fewer than ``count`` directions about their mean, or one is not finite.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> g = kernels.per_example_gradients(loss_fn)(params, data)
+    >>> [round(float(v), 3) for v in principal_directions(g).variances]       # they sum to tr Σ = 63/4
+    [15.393, 0.357]
+    """
+    _validate.positive_integer(count=count)
+    kernels.require_finite(g)
+    gram = centered_gram(g)
+    values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
+    rounding = float(np.finfo(gram.dtype).eps) * g.count * max(values[-1], 0.0)
+    _validate.at_most_rank(int(np.sum(values > rounding)), count=count)
+    variances, vectors = values[: -count - 1 : -1] / g.count, vectors[:, : -count - 1 : -1]
+    weights = (vectors - vectors.mean(axis=0)) / np.sqrt(variances * g.count)
+    rows = [g.weighted_sum(jnp.asarray(column, gram.dtype)) for column in weights.T]
+    return PrincipalDirections(
+        directions=jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows),
+        variances=jnp.asarray(variances, gram.dtype),
+    )
+
+
+def losses_along(
+    loss_fn: kernels.Loss, params: PyTree, data: PyTree, directions: PyTree, steps: Float[Array, "s k"]
+) -> Float[Array, "s n"]:
+    """L_i(θ + Σ_j t_j d_j) of every example i, at every step t: s·n numbers. The mean over i is the mean surface.
+
+    Args:
+        loss_fn: ``loss_fn(params, example) -> scalar`` for ONE example.
+        params: θ, a pytree of floating-point arrays.
+        data: a pytree of arrays with n examples along the first axis of each.
+        directions: k directions d_j, a pytree like ``params`` with a leading axis of k.
+        steps: the coordinates t, shape (s, k).
+
+    Raises:
+        TypeError, ValueError: if an argument is not as stated.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit(m=1.0, b=1.0)
+    >>> directions = {"m": jnp.asarray([1.0, 0.0]), "b": jnp.asarray([0.0, 1.0])}
+    >>> losses = losses_along(loss_fn, params, data, directions, jnp.asarray([[0.0, 0.0], [0.0, 1.0]]))
+    >>> losses.tolist()
+    [[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 4.0, 0.0]]
+    """
+    _validate.floating_leaves(params=params)
+    _validate.leading_axis(data=data)
+    _validate.scalar_loss(loss_fn, params, data)
+    count = _validate.leading_axis(directions=directions)
+    shapes = [(count, *leaf.shape) for leaf in jax.tree.leaves(params)]
+    _validate.like_params(jax.tree.structure(params), shapes, directions=directions)
+    _validate.columns(count, steps=steps)
+    return _losses_along(loss_fn, params, data, directions, steps)
+
+
+@partial(jax.jit, static_argnums=0)
+def _losses_along(
+    loss_fn: kernels.Loss, params: PyTree, data: PyTree, directions: PyTree, steps: Float[Array, "s k"]
+) -> Float[Array, "s n"]:
+    def at(step: Float[Array, " k"]) -> Float[Array, " n"]:
+        moved = jax.tree.map(
+            lambda p, d: p + jnp.tensordot(step.astype(p.dtype), d.astype(p.dtype), 1), params, directions
+        )
+        return jax.vmap(loss_fn, (None, 0))(moved, data)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(at, steps)
