@@ -7,8 +7,10 @@ averaged gradients.
 
 import itertools
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -671,3 +673,15 @@ def test_claim_36_equal_up_to_rounding(dtype: str) -> None:
     assert errors["in pairs"] <= gamma[18] < errors["one by one"] <= gamma[N]
     assert errors["XLA"] <= gamma[N]
     assert len({float(mean) for mean in means.values()}) > 1
+
+
+def test_the_readme_has_a_row_for_every_claim() -> None:
+    """Catches a claim without a verdict, a figure or a test, and a test that was renamed."""
+    root = Path(__file__).parent.parent
+    pattern = r"^\| (\d+) \| .+ \| .+ \| \[`(\w+)`\]\(figures/\2\.png\) \| `test_claim_(\d\d)(_\w+)` \|$"
+    rows = re.findall(pattern, (root / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [int(number) for number, *_ in rows] == list(range(1, 37))
+    for number, figure, digits, name in rows:
+        assert int(digits) == int(number)
+        assert f"test_claim_{digits}{name}" in globals()
+        assert (root / "experiments" / f"{figure}.py").exists()
