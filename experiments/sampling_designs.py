@@ -33,8 +33,10 @@ STYLES = {
     "with replacement": ("black", "", (0, (3, 1.5))),
     "distinct units": ("black", "x", ":"),
     "without replacement": ("black", "o", "-"),
+    "Bernoulli": ("0.5", "v", ":"),
     "Poisson, optimal": (COLORS[2], "v", ":"),
     "importance, optimal": (COLORS[2], "^", "-"),
+    "conditional Poisson": (COLORS[2], "D", "--"),
     "stratified": (COLORS[0], "D", "-"),
     "systematic": (COLORS[0], "s", "--"),
     "blocks": (COLORS[1], "s", "-"),
@@ -114,8 +116,10 @@ def laws(g: Any, labels: np.ndarray | None) -> Laws:
         "with replacement": designs.WithReplacement,
         "distinct units": designs.DistinctUnits,
         "without replacement": designs.WithoutReplacement,
+        "Bernoulli": lambda M: designs.Bernoulli(M / g.count),
         "Poisson, optimal": lambda M: designs.Poisson(inclusion(best, M)),
         "importance, optimal": lambda M: designs.Importance(best, M),
+        "conditional Poisson": lambda M: designs.ConditionalPoisson(np.maximum(best, 1e-3 / g.count), M),
         "stratified": lambda M: designs.Stratified.proportional(strata, M),
         "systematic": designs.Systematic,
         "blocks": designs.Blocks,
@@ -233,9 +237,11 @@ def draw(results: dict[str, np.ndarray]) -> Figure:
         axes.title.set_fontsize("small")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+        if panel == "diabetes":
+            axes.set_yticks([0.2, 0.5, 1])
         if panel in SMALL:
             axes.set_xticks(SMALL[panel], map(str, SMALL[panel]))
             axes.xaxis.set_minor_locator(NullLocator())
     figure.axes[0].set_ylabel(r"variance $\div$ $\mathrm{tr}\,\Sigma/M$")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize="x-small")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize="x-small")
     return figure
