@@ -22,7 +22,9 @@ def check_against_loop(found: dict[str, Any], name: str) -> None:
         assert_close(flat(found[statistic]), flat(expected[statistic]), max(scale**power, 1e-12) * rows.shape[1])
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "chunk_size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow), 4]
+)
 @pytest.mark.parametrize("name", ["tanh", "conv_same", "embedding", "weight_normalized", "partly_frozen"])
 def test_streamed_statistics_equal_the_kept(name: str, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a chunk that is dropped or counted twice, a chunk's mean in place of the mean, a wrong last chunk."""

@@ -14,7 +14,7 @@ from models import QUICK, labels, normal
 import jaxsgd
 
 N = 3
-EXAMPLES = settings(max_examples=20, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True)
 TOLERANCE = 1e-11
 
 
