@@ -42,7 +42,7 @@ class Checkpoint:
         leaves = [_restored(arrays[f"carry/{i}"], leaf) for i, leaf in enumerate(jax.tree.leaves(like))]
         metrics = {name.removeprefix(_METRICS): values for name, values in arrays.items() if name.startswith(_METRICS)}
         records = [
-            (step, {name: values[place] for name, values in metrics.items()})
+            (step, {name: np.asarray(values[place]) for name, values in metrics.items()})
             for place, step in enumerate(arrays["steps"].tolist())
         ]
         return int(arrays["step"]), jax.tree.unflatten(jax.tree.structure(like), leaves), records

@@ -6,7 +6,7 @@ drawn at step t depends on the key and t alone. Imports ``designs`` only.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class Draw(NamedTuple):
     drawn: Any
 
 
+@runtime_checkable
 class Draws(Protocol):
     """How the batches of a run are drawn."""
 

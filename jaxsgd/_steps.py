@@ -81,7 +81,11 @@ def step(plan: Plan, data: PyTree, number: Any, carry: Carry, key: Array, rate: 
     draws, draw = plan.draws(carry.draws, key, number)
     batch = data if draw.indices is None else jax.tree.map(lambda leaf: leaf[draw.indices], data)
     params = carry.params
-    value_fn = partial(_weighted_loss, plan.loss_fn, batch, draw.weights)
+
+    def value_fn(params: PyTree, step: Any = None, terms: Any = None, full_gradient: Any = None) -> Array:  # noqa: ARG001
+        """The loss of this batch; a line search hands it the extra arguments of monitors too."""
+        return _weighted_loss(plan.loss_fn, batch, draw.weights, params)
+
     value, gradient, terms = _gradient(plan, params, batch, draw)
     extra = {
         "value": value,

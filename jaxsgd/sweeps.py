@@ -18,16 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
 from jaxsgd import _store, _validate, _validate_training, training
-
-if TYPE_CHECKING:
-    import xarray
 
 __all__ = ["Progress", "sweep"]
 
@@ -71,7 +68,7 @@ def sweep(
     *,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], Any] | None = None,
-) -> "xarray.Dataset":
+) -> Any:
     """Compute ``run(**configuration, key=cell_key)`` for every cell of a grid, or read what is there.
 
     What can be vectorized is best left to one cell: ``training.run_sgd`` with ``learning_rates`` and ``num_runs`` makes
@@ -225,7 +222,7 @@ def _labelled(result: training.RunResult) -> dict[str, Any]:
     return found
 
 
-def _collected(xarray: Any, grid: Mapping[str, Sequence[Any]], cells: list[dict[str, np.ndarray]]) -> "xarray.Dataset":
+def _collected(xarray: Any, grid: Mapping[str, Sequence[Any]], cells: list[dict[str, np.ndarray]]) -> Any:
     """The cells side by side."""
     shape = tuple(len(values) for values in grid.values())
     coordinates: dict[str, Any] = {name: list(values) for name, values in grid.items()}
@@ -233,7 +230,7 @@ def _collected(xarray: Any, grid: Mapping[str, Sequence[Any]], cells: list[dict[
     for name in cells[0]:
         if name.startswith(_DIMS):
             continue
-        values = [cell.get(name) for cell in cells]
+        values: list[Any] = [cell.get(name) for cell in cells]
         _validate_training.equal_shapes(name, values)
         default = [f"{name}_{axis}" for axis in range(cells[0][name].ndim)]
         dims = cells[0].get(_DIMS + name, np.asarray(default, dtype=str)).tolist()
@@ -242,10 +239,9 @@ def _collected(xarray: Any, grid: Mapping[str, Sequence[Any]], cells: list[dict[
             _validate_training.equal_values(name, values)
             coordinates[name] = values[0]
         else:
-            variables[name] = ([*grid, *dims], np.stack(values).reshape(*shape, *np.shape(values[0])))  # type:
-            ignore[arg - type]
-    found: xarray.Dataset = xarray.Dataset(variables, coordinates)
-    return found
+            stacked = np.stack(values)
+            variables[name] = ([*grid, *dims], stacked.reshape(*shape, *stacked.shape[1:]))
+    return xarray.Dataset(variables, coordinates)
 
 
 def _xarray() -> Any:

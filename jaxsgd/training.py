@@ -120,7 +120,7 @@ def run_sgd(
         - monitors, writers and records change no parameter, bit for bit.
         - one compilation for a loss, optimizer, design and shapes, whatever the number of steps.
 
-    >>> from jaxsgd import problems
+    >>> from jaxsgd import designs, problems
     >>> loss_fn, params, data = problems.line_fit(0.0, 0.0)
     >>> design = designs.WithoutReplacement(batch_size=4)
     >>> result = run_sgd(loss_fn, params, data, optax.sgd(0.1), design, 200, jax.random.key(0), record_every=100)
@@ -199,18 +199,16 @@ class _Run:
             stored = self.checkpoint.load(carry)
             if stored is not None:
                 number, carry, self.records = stored
-        if not self.records:
-            self._record(0, carry)
         try:
-            while number < self.num_steps:
-                record = min(number - number % self.record_every + self.record_every, self.num_steps)
-                stop = min(number + self.size, record)
-                carry = self._advance(number, stop, carry)
-                number = stop
-                self.progress(number, self.num_steps)
-                if number == record:
+            while not self._is_recorded(self.num_steps):
+                if number == self._next_record():
                     self._record(number, carry)
                     self._save(number, carry)
+                else:
+                    stop = min(number + self.size, self._next_record())
+                    carry = self._advance(number, stop, carry)
+                    number = stop
+                    self.progress(number, self.num_steps)
         except KeyboardInterrupt:
             self._save(number, carry)
             raise
@@ -219,6 +217,14 @@ class _Run:
         steps = jnp.asarray([step for step, _ in self.records])
         metrics = {name: jnp.stack([found[name] for _, found in self.records], axis=-1) for name in self.records[0][1]}
         return RunResult(carry.params, steps, metrics, self.rates)
+
+    def _is_recorded(self, number: int) -> bool:
+        return bool(self.records) and self.records[-1][0] == number
+
+    def _next_record(self) -> int:
+        """The next step at which to record; that is known from the last, wherever an interruption came."""
+        last = self.records[-1][0] if self.records else -self.record_every
+        return min(last + self.record_every, self.num_steps)
 
     def _advance(self, number: int, stop: int, carry: Carry) -> Carry:
         """The state after the steps up to ``stop``; adapts how many are made at a time to how long they take."""
@@ -298,7 +304,7 @@ def _strong(tree: Any) -> Any:
     """The same arrays without weak types, which the first step would lose, and a second compilation with them."""
 
     def strong(leaf: Array) -> Array:
-        return jax.lax.convert_element_type(leaf, leaf.dtype) if leaf.weak_type else leaf
+        return jax.lax.convert_element_type(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
 
     return jax.tree.map(strong, tree)
 
