@@ -103,7 +103,10 @@ def coordinate_noise(updates: PyTree, terms: Terms) -> tuple[list[Array], list[A
         deviations = [g.count * leaf for leaf in jax.tree.leaves(g.variance(ddof=0))]  # Σ (u − ū)²
     else:
         squares = jax.tree.leaves(g.second_moment())
-        means = [(leaf / terms.factor).astype(leaf.dtype) for leaf in jax.tree.leaves(updates)]
+        means = [
+            leaf.astype(square.dtype) / jnp.asarray(terms.factor, square.dtype)
+            for leaf, square in zip(jax.tree.leaves(updates), squares, strict=True)
+        ]
         deviations = [
             g.count * square - m.astype(mean.dtype) * mean**2 for square, mean in zip(squares, means, strict=True)
         ]
