@@ -55,8 +55,6 @@ __all__ = [
     "two_batch_noise_scale",
 ]
 
-_ROUNDING = 256.0  # a variance of so many squared rounding errors of the mean is none
-
 
 @dataclass(frozen=True, kw_only=True)
 class _NoiseScale(Statistic):
@@ -201,11 +199,15 @@ class _Snr(Statistic):
         if not self.per_coordinate:
             return {"gradient_snr": G / S}
         ratios = jnp.concatenate([(g / s).reshape(-1) for s, g in zip(S, G, strict=True)])
-        noisy = jnp.concatenate(
-            [(s > _ROUNDING * jnp.finfo(s.dtype).eps ** 2 * g).reshape(-1) for s, g in zip(S, G, strict=True)]
-        )
+        noisy = jnp.concatenate([_is_noisy(s, g).reshape(-1) for s, g in zip(S, G, strict=True)])
         total = [sum(leaf.sum() for leaf in leaves) for leaves in (G, S)]
         return {"gradient_snr": total[0] / total[1], "mean_coordinate_snr": jnp.mean(ratios, where=noisy)}
+
+
+def _is_noisy(variance: Array, signal: Array) -> Array:
+    """Whether a variance is more than what rounding leaves of none."""
+    eps = float(jnp.finfo(variance.dtype).eps)  # type: ignore[no-untyped-call]
+    return variance > (16 * eps) ** 2 * signal
 
 
 def gradient_snr(

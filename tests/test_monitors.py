@@ -43,7 +43,7 @@ def test_noise_moments_are_unbiased_exactly() -> None:
 
 
 def test_two_batch_estimators_are_unbiased_and_those_of_the_paper() -> None:
-    """The formulas with B_small and B_big as McCandlish et al. print them; exactly unbiased over all batches of four."""
+    """The formulas with B_small and B_big as McCandlish et al. print them; unbiased over all batches of four."""
     rows = np.array(ROWS)[:3]
     trace, signal = np.sum(np.var(rows, axis=0)), np.sum(rows.mean(axis=0) ** 2)
     found = []
