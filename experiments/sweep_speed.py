@@ -34,11 +34,11 @@ from jaxsgd import designs, monitors, problems, sweeps, training
 MIN_SPEEDUP, MAX_EVERY_STEP, MAX_EVERY_16TH, MAX_DIFFERENCE = 5.0, 1.3, 1.03, 1e-3
 WATCHED = {"every step": (monitors.noise_scale(),), "every 16th": (monitors.noise_scale(every=16),)}
 
-MODELS: dict[str, Callable[[jaxsgd.Problem], tuple[jaxsgd.Problem, int, int]]] = {
-    "MLP, M = 32": lambda digits: (digits, 32, 512),
-    "MLP, M = 128": lambda digits: (digits, 128, 256),
-    "GPT, M = 16": lambda _: (gpt(16, 64, scanned=False), 16, 16),
-}  # problem, batch size, steps
+MODELS: dict[str, Callable[[jaxsgd.Problem], tuple[jaxsgd.Problem, int, int, int]]] = {
+    "MLP, M = 32, 8 runs": lambda digits: (digits, 32, 128, 8),
+    "MLP, M = 128, 8 runs": lambda digits: (digits, 128, 64, 8),
+    "GPT, M = 16": lambda _: (gpt(16, 64, scanned=False), 16, 16, 1),
+}  # problem, batch size, steps, runs
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Config:
     """How often each is timed."""
     hidden: int = 64
     """The width of the digits network."""
-    models: tuple[str, ...] = ("MLP, M = 32", "MLP, M = 128", "GPT, M = 16")
+    models: tuple[str, ...] = tuple(MODELS)
     """What is monitored."""
     hold_to_speed: bool = True
     """Fail if the sweep or the monitors are slower than claimed."""
@@ -73,7 +73,7 @@ QUICK = Config(
     timed_steps=16,
     rounds=2,
     hidden=8,
-    models=("MLP, M = 32",),
+    models=("MLP, M = 32, 8 runs",),
     hold_to_speed=False,
 )
 
@@ -170,7 +170,7 @@ def _against_loop(problem: jaxsgd.Problem, batch_size: int, config: Config) -> t
         _run(problem, design, config.timed_steps, **both).params,
     )
     difference = relative_error(first, loop())
-    times = in_turn({"loop": partial(seconds, loop), "sweep": ours}, min(config.rounds, 5))
+    times = in_turn({"loop": partial(seconds, loop), "sweep": ours}, min(config.rounds, 3))
     per_step = 1e6 / config.timed_steps
     return (
         float(np.nanmedian(times["loop"])) * per_step,
@@ -189,14 +189,20 @@ def _plain_step(problem: jaxsgd.Problem, design: Any, optimizer: Any, params: An
     return optax.apply_updates(params, updates), state
 
 
-def _watched(problem: jaxsgd.Problem, batch_size: int, num_steps: int, config: Config) -> tuple[list[float], bool]:
+def _watched(
+    problem: jaxsgd.Problem, batch_size: int, num_steps: int, num_runs: int, config: Config
+) -> tuple[list[float], bool]:
     """The time of a run with the plain gradient, and monitored, relative to one that is not; whether bits are equal."""
-    setting = (problem, designs.WithReplacement(batch_size), min(num_steps, 4 * config.timed_steps))
+    setting = (problem, designs.WithReplacement(batch_size), min(num_steps, 8 * config.timed_steps))
     forms: dict[str, dict[str, Any]] = {"alone": {}, "plain": {"gradient": "plain"}}
     forms |= {name: {"monitors": watching} for name, watching in WATCHED.items()}
-    found = {name: flat(_run(*setting, learning_rates=(0.05,), **form).params) for name, form in forms.items()}
+    found = {
+        name: flat(_run(*setting, learning_rates=(0.05,), num_runs=num_runs, **form).params)
+        for name, form in forms.items()
+    }
     timers = {
-        name: partial(_seconds_of_steps, *setting, learning_rates=(0.05,), **form) for name, form in forms.items()
+        name: partial(_seconds_of_steps, *setting, learning_rates=(0.05,), num_runs=num_runs, **form)
+        for name, form in forms.items()
     }
     times = in_turn(timers, config.rounds)
     ratios = [float(np.nanmedian(times[name] / times["alone"])) for name in ("plain", *WATCHED)]

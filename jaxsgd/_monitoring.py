@@ -45,6 +45,10 @@ class Statistic(ABC):
         dtype = _factors.accumulation_dtype(*jax.tree.leaves(params))
         return {name: jnp.zeros((), dtype) for name in self.sums}
 
+    def usable(self, extra: Mapping[str, Any]) -> Any:
+        """Whether the batch is large enough: of fewer than two examples there is no variance."""
+        return True if "group_gradients" in extra else self.terms(extra).count >= 2
+
     def terms(self, extra: Mapping[str, Any]) -> Terms:
         """The terms of the batch, for the parameters that are looked at."""
         given = extra.get("terms", extra.get("per_example_gradients"))
@@ -101,11 +105,11 @@ def as_transformation(statistic: Statistic) -> optax.GradientTransformationExtra
 
         def measured() -> tuple[Any, Any]:
             fresh = statistic.measure(updates, extra)
-            usable = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(fresh)]))
-            decay = statistic.decay
+            usable, decay = statistic.usable(extra), statistic.decay
 
             def merged(old: Array, new: Array) -> Array:
-                return jnp.where(usable, decay * old + (1 - decay) * new.astype(old.dtype), old)
+                average = decay * old + (1 - decay) * new.astype(old.dtype)
+                return average if usable is True else jnp.where(usable, average, old)
 
             return merged(state.weight, jnp.ones(())), jax.tree.map(merged, state.totals, fresh)
 

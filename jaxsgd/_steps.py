@@ -9,6 +9,7 @@ Imports ``_batch_statistics``, ``_dense``, ``_draws``, ``_streamed``, ``_validat
 ``monitors``.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -76,8 +77,8 @@ def start(plan: Plan, params: PyTree, key: Array, rate: Any) -> Carry:  # noqa: 
     return Carry(params, state, tuple(m.init(params) for m in plan.monitors), plan.draws.start())
 
 
-def step(plan: Plan, data: PyTree, number: Any, carry: Carry, key: Array, rate: Any) -> Carry:
-    """The state after step ``number``, which counts from 0."""
+def step(plan: Plan, data: PyTree, number: Any, quiet: bool, carry: Carry, key: Array, rate: Any) -> Carry:
+    """The state after step ``number``, which counts from 0; a quiet one is not looked at by the plan's monitors."""
     draws, draw = plan.draws(carry.draws, key, number)
     batch = data if draw.indices is None else jax.tree.map(lambda leaf: leaf[draw.indices], data)
     params = carry.params
@@ -95,11 +96,18 @@ def step(plan: Plan, data: PyTree, number: Any, carry: Carry, key: Array, rate: 
         "terms": terms,
         "full_gradient": lambda: jax.grad(partial(mean_loss, plan.loss_fn, data))(params),
     }
-    states = tuple(
-        m.update(gradient, state, params, **extra)[1] for m, state in zip(plan.monitors, carry.monitors, strict=True)
-    )
+    states = carry.monitors
+    if not quiet:
+        both = zip(plan.monitors, states, strict=True)
+        states = tuple(monitor.update(gradient, state, params, **extra)[1] for monitor, state in both)
     updates, optimizer = plan.transformation(rate).update(gradient, carry.optimizer, params, **extra)
     return Carry(optax.apply_updates(params, updates), optimizer, states, draws)
+
+
+def period(states: Any) -> int:
+    """A number that divides every step at which one of the monitors measures."""
+    scheduled = [state.statistic.every if isinstance(state, monitors.MonitorState) else 1 for state in states]
+    return math.gcd(*scheduled) or 1
 
 
 def measure(plan: Plan, data: PyTree, carry: Carry, key: Array, rate: Any) -> dict[str, Array]:  # noqa: ARG001

@@ -285,6 +285,9 @@ def gradient_tests(
 class _Cosine(Statistic):
     sums = ("inner_product", "squared_norm", "full_squared_norm")
 
+    def usable(self, extra: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        return True
+
     def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
         full = extra.get("full_gradient")
         _validate_training.given("full_gradient_cosine", full_gradient=full)

@@ -278,14 +278,28 @@ def _start(plan: Plan, params: PyTree, keys: Array, rates: Any) -> Carry:
 
 @partial(jax.jit, static_argnums=0)
 def _advance(plan: Plan, carry: Carry, data: PyTree, keys: Array, rates: Any, start: Any, stop: Any) -> Carry:
-    """The state after steps ``start``, …, ``stop`` − 1."""
+    """The state after steps ``start``, …, ``stop`` − 1.
 
-    def body(number: Any, carry: Carry) -> Carry:
-        stepped: Carry = plan.over_runs(partial(_steps.step, plan, data, number))(carry, keys, rates)
+    Steps at which no monitor measures are made in a loop of their own, without what would choose between measuring and
+    not at each of them.
+    """
+    period = _steps.period(carry.monitors)
+
+    def body(number: Any, carry: Carry, *, quiet: bool = False) -> Carry:
+        stepped: Carry = plan.over_runs(partial(_steps.step, plan, data, number, quiet))(carry, keys, rates)
         return stepped
 
-    stepped: Carry = jax.lax.fori_loop(start, stop, body, carry)
-    return stepped
+    def block(state: tuple[Any, Carry]) -> tuple[Any, Carry]:
+        number, carry = state
+        due = jnp.minimum(-(-number // period) * period, stop)
+        carry = jax.lax.fori_loop(number, due, partial(body, quiet=True), carry)
+        return due + 1, jax.lax.cond(due < stop, body, lambda _, carry: carry, due, carry)
+
+    if period > 1:
+        carry = jax.lax.while_loop(lambda state: state[0] < stop, block, (start, carry))[1]
+    else:
+        carry = jax.lax.fori_loop(start, stop, body, carry)
+    return carry
 
 
 @partial(jax.jit, static_argnums=0)

@@ -286,7 +286,21 @@ def test_watching_changes_no_bit_of_float32_runs_on_real_data() -> None:
     with jax.enable_x64(False):
         problem = problems.digits_mlp(key=KEY)
         options = {"design": designs.WithReplacement(32), "num_steps": 30, "num_runs": 2}
-        assert_same_bits(run(problem, **options).params, run(problem, **options, monitors=ALL_MONITORS[:1]).params)
+        alone = run(problem, **options).params
+        for every in (1, 4):
+            assert_same_bits(alone, run(problem, **options, monitors=[monitors.noise_scale(every=every)]).params)
+
+
+def test_scheduled_monitors_measure_at_their_steps_however_a_run_is_cut() -> None:
+    """Catches a step that is skipped or made twice between the loops, and a measurement at another step."""
+    some = [monitors.noise_scale(every=4, decay=0.5), monitors.noise_scale(every=6, decay=0.5, name="six")]
+    options = {"num_steps": 19, "record_every": 19, "design": designs.WithReplacement(3)}
+    every_step = run(**options, monitors=[*some, monitors.gradient_tests()])
+    for chunk_size in (1, 3, 4, 100):
+        found = run(**options, monitors=some, chunk_size=chunk_size)
+        assert_same_bits(found.params, every_step.params)
+        for name, value in found.metrics.items():
+            np.testing.assert_allclose(value, every_step.metrics[name], rtol=1e-12)
 
 
 def test_evaluations_and_records() -> None:
