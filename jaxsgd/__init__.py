@@ -69,6 +69,16 @@ Modules, and the only modules of the package that each may import:
     _exchange_cases :
     _typical_losses :
     _kinks       :
+    _validate_training :
+    _draws       : designs
+    _batch_statistics : _factors, kernels, _validate, _validate_training
+    _monitoring  : _batch_statistics, _factors, _validate, _validate_training
+    monitors     : _batch_statistics, _factors, _monitoring, _validate, _validate_training
+    _steps       : _dense, _draws, _streamed, kernels, monitors, _validate_training
+    _checkpoints : _steps, _store
+    tracking     :
+    training     : _checkpoints, _draws, _steps, kernels, tracking, _validate, _validate_training
+    sweeps       : training, _store, _validate, _validate_training
     exchange     : _exchange_cases, _kinks, _typical_losses, _validate
     batch_losses : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate
@@ -87,9 +97,13 @@ from jaxsgd import (
     kernels,
     model_agnostic,
     moments,
+    monitors,
     problems,
     sources,
     surfaces,
+    sweeps,
+    tracking,
+    training,
 )
 from jaxsgd.additivity import check_additivity
 from jaxsgd.checks import check_per_example
@@ -117,8 +131,12 @@ __all__ = [
     "kernels",
     "model_agnostic",
     "moments",
+    "monitors",
     "per_example_gradients",
     "problems",
     "sources",
     "surfaces",
+    "sweeps",
+    "tracking",
+    "training",
 ]

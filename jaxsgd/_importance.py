@@ -69,6 +69,11 @@ class Importance(FixedSizeDesign):
         kept = jax.random.uniform(second, (self.batch_size,)) < floats(thresholds)[drawn]
         return jnp.where(kept, drawn, jnp.asarray(others, drawn.dtype)[drawn])
 
+    def draw_weights(self, population_size: int) -> Float64[np.ndarray, " n"]:
+        """What one draw of each example adds to its weight, shape (N,): 1/(M N p_i), times the scale."""
+        self._check(population_size)
+        return np.asarray(self._expansion() * self.scale_factor(population_size), dtype=np.float64)
+
     def _check(self, population_size: int) -> None:
         super()._check(population_size)
         _validate_designs.for_population(population_size, probabilities=self.probabilities)

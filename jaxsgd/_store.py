@@ -1,16 +1,24 @@
 """Result files that are either whole or not there.
 
 A file is written under a temporary name in its own folder, flushed to the disk and renamed: a reader, or a run that
-is killed, sees the old file or the new one, never half of one. Imports nothing of the package.
+is killed, sees the old file or the new one, never half of one. A record is such a file with a checksum of all its bytes
+and the settings it belongs to. Imports nothing of the package.
 """
 
+import hashlib
 import io
+import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+_SETTINGS = "settings of the record"
+_DIGEST = 64  # hexadecimal digits of SHA-256
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -58,3 +66,42 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"there is no file {path}") from None
     except Exception as error:  # a damaged archive fails in as many ways as there are decoders
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+
+
+def pack_record(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> bytes:
+    """An ``.npz`` file with the settings it belongs to, and a checksum of everything before it as the zip comment.
+
+    NumPy reads it as any other. ``settings`` are what JSON can hold.
+    """
+    text = json.dumps(dict(settings), sort_keys=True)
+    content = pack_arrays({**arrays, _SETTINGS: np.frombuffer(text.encode(), np.uint8)})
+    content = content[:-2] + _DIGEST.to_bytes(2, "little")  # the length of the comment
+    return content + hashlib.sha256(content).hexdigest().encode()
+
+
+def read_record(path: Path, settings: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+    """Read what :func:`pack_record` packed, bit for bit.
+
+    Args:
+        path: the file.
+        settings: what the record must belong to; not compared by default.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a single bit of it differs from what was written, or it belongs to other settings.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    if hashlib.sha256(content[:-_DIGEST]).hexdigest().encode() != content[-_DIGEST:]:
+        raise ValueError(f"{path} is damaged: its {len(content)} bytes do not have the checksum they were written with")
+    arrays = read_arrays(path)
+    stored = json.loads(arrays.pop(_SETTINGS).tobytes())
+    wanted = stored if settings is None else json.loads(json.dumps(dict(settings)))
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{path} is of another run: {name} is {stored.get(name)} there, and {wanted.get(name)} here"
+            )
+    return arrays

@@ -86,7 +86,7 @@ class StreamedGradients(PerExampleGradients):
         return self._sum(deviation, weights)
 
     def _scaled(self, scales: Float[Array, " n"]) -> "StreamedGradients":
-        return streamed(_ScaledLoss(self.loss_fn), self.params, (self.batch, scales), self.chunk_size)
+        return streamed(ScaledLoss(self.loss_fn), self.params, (self.batch, scales), self.chunk_size)
 
     def _coordinate_deviations(self) -> PyTree:
         mean = self._mean()
@@ -137,7 +137,7 @@ class StreamedGradients(PerExampleGradients):
 
 
 @dataclass(frozen=True)
-class _ScaledLoss:
+class ScaledLoss:
     """The loss of an example and a scale; equal for equal losses, so that it is not compiled again."""
 
     loss_fn: Loss

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float64, Int
 
 from jaxsgd import _validate
 from jaxsgd._covariances import ExchangeableCovariance, Number
@@ -49,6 +49,11 @@ class WithReplacement(FixedSizeDesign):
         _validate.random_key(key=key)
         _validate.positive_integer(population_size=population_size)
         return jax.random.randint(key, (self.batch_size,), 0, population_size)
+
+    def draw_weights(self, population_size: int) -> Float64[np.ndarray, " n"]:
+        """What one draw of each example adds to its weight, shape (N,): 1/M, times the scale."""
+        self._check(population_size)
+        return np.full(population_size, float(self.scale_factor(population_size) / self.batch_size))
 
     def _draw(self, key: Array, population_size: int) -> Float[Array, " n"]:
         return shares(self.indices(key, population_size), population_size)
@@ -102,6 +107,11 @@ class WithoutReplacement(WithinPopulation):
         _validate.random_key(key=key)
         self._check(population_size)
         return jax.random.permutation(key, population_size)[: self.batch_size]
+
+    def draw_weights(self, population_size: int) -> Float64[np.ndarray, " n"]:
+        """What one draw of each example adds to its weight, shape (N,): 1/M, times the scale."""
+        self._check(population_size)
+        return np.full(population_size, float(self.scale_factor(population_size) / self.batch_size))
 
     def variance_factor(self, population_size: int) -> Fraction:
         """c_M = (N−M)/(M(N−1)), and 0 for N = 1."""

@@ -180,6 +180,13 @@ CONTROLS: dict[str, list[Control]] = {
         ("langevin", lambda v: v * 1.2, "standard errors off"),
         ("standard_error", lambda s: s * 1e-9, "standard errors off"),
     ],
+    "sweep_speed": [
+        ("difference", lambda d: d + 2e-3, "loop and sweep must arrive at the same parameters"),
+        ("same_bits", lambda same: ~same, "monitors must change no parameter"),
+        ("compilations", lambda c: c + 1, "each batch size must compile once"),
+        ("final_loss", lambda loss: loss + 10, "the smallest learning rate must learn"),
+        ("hold_to_speed", lambda _: np.array(True), "the loop must take 5 times as long|watching every"),
+    ],
     "variance_vs_batch_size": [
         ("without_replacement/z_variance", lambda z: z - 10, "the variance without replacement is"),
         ("with_replacement/z_mean", lambda z: z + 10, "the mean with replacement is"),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _harness, _models, _peak_memory, _timing, kernel_speed, streaming_speed
+from experiments import _harness, _models, _peak_memory, _timing, kernel_speed, streaming_speed, sweep_speed
 
 MADE_UP = {
     "models": np.array(["logistic regression"]),
@@ -157,3 +157,43 @@ def test_readme_quotes_the_peers() -> None:
             statistic = name.split(": ")[1]
             lines = [line for line in readme if line.startswith(f"| {workload} | {statistic} |")]
             assert statistic == "mean" or f"| {found['ratio']:.2f}× ({found['milliseconds']:.0f} ms) |" in lines[0]
+
+
+SWEPT = {
+    "difference": np.array([1e-7, 1e-7]),
+    "same_bits": np.array([True]),
+    "compilations": np.array([1, 1]),
+    "final_loss": np.ones((2, 1, 3)),
+    "loop_microseconds": np.array([60.0, 70.0]),
+    "sweep_microseconds": np.array([10.0, 12.0]),
+    "watching": np.array([[1.1, 1.25, 1.02]]),
+    "batch_sizes": np.array([1, 2]),
+    "cell_seconds": np.array([1.0, 2.0]),
+    "models": np.array(["MLP"]),
+    "num_cells": np.array(40),
+    "num_steps": np.array(100),
+    "hold_to_speed": np.array(True),
+}
+
+
+@pytest.mark.parametrize(
+    ("array", "value", "message"),
+    [
+        ("loop_microseconds", [40.0, 50.0], "the loop must take 5 times as long, got 4.1"),
+        ("watching", [[1.0, 1.31, 1.0]], "watching every step cost 1.31 plain steps"),
+        ("watching", [[1.0, 1.1, 1.04]], "watching every 16th step cost 1.040 plain steps"),
+        ("compilations", [1, 2], r"each batch size must compile once, got \[1, 2\]"),
+    ],
+)
+def test_sweep_speed_check_can_fail(array, value, message):
+    assert sweep_speed.check(SWEPT)["speedup"] == 5.9
+    with pytest.raises(_harness.UnconfirmedError, match=message):
+        sweep_speed.check(SWEPT | {array: np.array(value)})
+
+
+def test_the_loop_of_sweep_speed_is_one_run_of_the_sweep():
+    """Catches a loop with less to do: it arrives at the same parameters."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        problem = sweep_speed.problems.digits_mlp(key=jax.random.key(0), hidden=8)
+        *_, difference = sweep_speed._against_loop(problem, 4, sweep_speed.QUICK)
+    assert difference < 1e-5

@@ -102,3 +102,39 @@ def test_damage_is_refused_or_harmless(tmp_path: Path) -> None:
         else:
             np.testing.assert_array_equal(read, array)
     assert refused > len(content) / 2
+
+
+SETTINGS = {"steps": 10, "rates": [0.1, 0.2], "name": "a"}
+
+
+def test_records_survive_with_their_settings(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    _store.write_bytes(path, _store.pack_record(ARRAYS, SETTINGS))
+    for read in (_store.read_record(path), _store.read_record(path, dict(reversed(SETTINGS.items())))):
+        assert read.keys() == ARRAYS.keys()
+        for name, array in ARRAYS.items():
+            np.testing.assert_array_equal(read[name], array)
+    assert "a" in np.load(path).files, "NumPy reads it too"
+    assert _store.pack_record(ARRAYS, SETTINGS) == path.read_bytes()
+
+
+@pytest.mark.parametrize("other", [{"steps": 11}, {"rates": [0.1]}, {"more": 1}])
+def test_a_record_of_other_settings_is_refused_by_name(tmp_path: Path, other: dict[str, object]) -> None:
+    path = tmp_path / "x.npz"
+    _store.write_bytes(path, _store.pack_record(ARRAYS, SETTINGS))
+    with pytest.raises(ValueError, match=f"is of another run: {next(iter(other))} is "):
+        _store.read_record(path, SETTINGS | other)
+
+
+def test_every_flipped_bit_and_every_truncation_of_a_record_is_refused(tmp_path: Path) -> None:
+    """Catches what a checksum of the arrays alone would let pass: names, settings, the archive's own tables."""
+    content, path = _store.pack_record({"a": np.arange(4.0)}, SETTINGS), tmp_path / "x.npz"
+    for position in range(len(content)):
+        flipped = bytes([content[position] ^ 1 << position % 8])
+        for damaged in (content[:position], content[:position] + flipped + content[position + 1 :]):
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"x\.npz is damaged"):
+                _store.read_record(path)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(ValueError, match=r"x\.npz is damaged"):
+        _store.read_record(path)
