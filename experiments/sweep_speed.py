@@ -8,8 +8,9 @@ Expected   the loop takes at least 5 times as long as the sweep, which compiles 
 The sweep is 8 batch sizes x 5 learning rates x 8 seeds x 2,000 steps of SGD without replacement on the digits network,
 all of it run. The loop calls one compiled step after the other, of the same design, network, gradients and optimizer;
 it is run on one cell of each batch size for fewer steps, in turn with the sweep's share of them, and scaled to all.
-Monitoring is timed on 8 runs of the same network and on a small GPT, in turn with the run without; its parameters must be equal,
-bit for bit, and the loop's losses those of the sweep up to rounding. Compilation is timed apart, in float32 throughout.
+Monitoring is timed on 8 runs of the same network and on a small GPT, in turn with the run without; its parameters must
+be equal, bit for bit, and the loop's those of the sweep up to rounding. Compilation is timed apart, in float32
+throughout.
 """
 
 import tempfile
