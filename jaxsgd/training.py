@@ -124,8 +124,8 @@ def run_sgd(
     >>> loss_fn, params, data = problems.line_fit(0.0, 0.0)
     >>> design = designs.WithoutReplacement(batch_size=4)
     >>> result = run_sgd(loss_fn, params, data, optax.sgd(0.1), design, 200, jax.random.key(0), record_every=100)
-    >>> result.steps.tolist(), [round(float(loss), 2) for loss in result.metrics["loss"]]
-    ([0, 100, 200], [9.75, 0.67, 0.67])
+    >>> result.steps.tolist(), [round(float(loss), 3) for loss in result.metrics["loss"]]
+    ([0, 100, 200], [9.75, 0.675, 0.675])
     >>> round(float(result.params["m"]), 3), round(float(result.params["b"]), 3)
     (1.1, 1.1)
     """
