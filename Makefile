@@ -6,12 +6,12 @@ READY := $(VENV)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: help figure figures peers test test-all lint format lock clean
+.PHONY: help figure figures benchmarks peers test test-all lint format lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make figure    the headline figure, from real data, into figures/"
-	@echo "make figures   every experiment"
+	@echo "make figures   every experiment of the study;  make benchmarks  those of speed"
 	@echo "make peers     PyTorch, BackPACK and Opacus, which kernel_speed then runs beside jaxsgd"
 	@echo "make test      the test suite;  make test-all  with the long tests"
 	@echo "make lint      ruff and mypy --strict;  make format  rewrites"
@@ -22,7 +22,10 @@ figure: $(READY)
 	$(BIN)/python -m experiments variance_vs_batch_size
 
 figures: $(READY)
-	$(BIN)/python -m experiments all
+	$(BIN)/python -m experiments study
+
+benchmarks: $(READY)
+	$(BIN)/python -m experiments benchmarks
 
 peers: $(PEERS_READY)
 

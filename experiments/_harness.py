@@ -23,7 +23,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -40,6 +40,11 @@ T = TypeVar("T")
 
 FOLDER = Path(__file__).parent
 FIGURES = FOLDER.parent / "figures"
+GROUPS: dict[str, Callable[[str], bool]] = {
+    "all": lambda _: True,
+    "study": lambda stem: not stem.endswith("_speed"),
+    "benchmarks": lambda stem: stem.endswith("_speed"),
+}
 TYRO_STYLE = (tyro.conf.FlagCreatePairsOff,)
 PACKAGES = ("jax", "jaxlib", "jaxsgd", "matplotlib", "numpy", "optax", "scikit-learn")
 
@@ -93,12 +98,12 @@ def main(arguments: list[str]) -> int:
         print(listing())
         return 0
     name, flags = arguments[0], arguments[1:]
-    if name not in [*stems(), "all"]:
-        close = difflib.get_close_matches(name, [*stems(), "all"], n=1)
+    if name not in [*stems(), *GROUPS]:
+        close = difflib.get_close_matches(name, [*stems(), *GROUPS], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         print(f"there is no experiment {name!r}{hint} `python -m experiments` lists them", file=sys.stderr)
         return 2
-    return run_all(flags) if name == "all" else attempt(name, flags)
+    return run_group(name, flags) if name in GROUPS else attempt(name, flags)
 
 
 def attempt(stem: str, flags: list[str]) -> int:
@@ -117,17 +122,18 @@ def attempt(stem: str, flags: list[str]) -> int:
     return 0
 
 
-def run_all(flags: list[str]) -> int:
-    """Run every experiment; what an interrupted round with the same flags has finished is not run again.
+def run_group(group: str, flags: list[str]) -> int:
+    """Run several experiments; what an interrupted round with the same flags has finished is not run again.
 
     An experiment that fails does not stop the others. The exit status is 0, or that of the first failure.
     """
     options = tyro.cli(
-        Options, prog="python -m experiments all", description=run_all.__doc__, args=flags, config=TYRO_STYLE
+        Options, prog=f"python -m experiments {group}", description=run_group.__doc__, args=flags, config=TYRO_STYLE
     )
-    journal, failures = Journal(options.folder, flags), {}
-    for number, stem in enumerate(stems(), start=1):
-        place = f"[{number}/{len(stems())}]"
+    journal, failures = Journal(options.folder, [group, *flags]), {}
+    chosen = [stem for stem in stems() if GROUPS[group](stem)]
+    for number, stem in enumerate(chosen, start=1):
+        place = f"[{number}/{len(chosen)}]"
         if stem in journal:
             print(f"{place} {stem}: finished before the interruption")
             continue
@@ -149,7 +155,7 @@ def run_all(flags: list[str]) -> int:
 
 def listing() -> str:
     """All experiments with their claims."""
-    lines = ["usage: python -m experiments STEM|all [--quick] [--redraw] [--out DIR] [--help]", ""]
+    lines = ["usage: python -m experiments STEM|study|benchmarks|all [--quick] [--redraw] [--out DIR] [--help]", ""]
     lines += [f"{stem}\n    {claim(stem)}" for stem in stems()]
     return "\n".join(lines)
 

@@ -85,3 +85,14 @@ def test_flags_of_one_experiment_are_refused(capsys):
         _harness.main(["all", "--hidden", "3"])
     assert stop.value.code == 2
     assert "--hidden" in capsys.readouterr().err
+
+
+def test_groups(monkeypatch, tmp_path):
+    monkeypatch.setattr(_harness, "stems", lambda: ["first", "loop_speed"])
+    monkeypatch.setattr(_harness, "claim", lambda stem: f"{stem} holds.")
+    started = []
+    monkeypatch.setattr(_harness, "run", lambda stem, _: started.append(stem) or stem)
+    for group, expected in {"study": ["first"], "benchmarks": ["loop_speed"], "all": ["first", "loop_speed"]}.items():
+        started.clear()
+        assert _harness.main([group, "--out", str(tmp_path)]) == 0
+        assert started == expected
