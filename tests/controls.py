@@ -24,6 +24,21 @@ def changed(at: Any, change: Callable[[np.ndarray], Any]) -> Callable[[np.ndarra
 
 
 CONTROLS: dict[str, list[Control]] = {
+    "adaptive_tests": [
+        ("orthogonality", lambda v: v * (1 + 1e-6), "norm = inner product [+] orthogonality must hold"),
+        ("squared_norm", lambda v: v * 1.3, "published norm statistics must tend to"),
+        ("noise", lambda v: v * 1.3, "published norm statistics must tend to"),
+        ("noise_scale", lambda v: v / 20, "standard errors off"),
+        ("squared_norm", lambda v: v / 3, "published: .* pass where x > 2"),
+        ("unbiased_norm", lambda v: v * 0 + 0.5, "unbiased: .* pass where x > 2"),
+        ("asked/inner product", lambda v: v * 20, "the inner-product test must ask for less"),
+        ("asked/CABS, loss + 1", lambda v: v * 20, "CABS must change with a constant"),
+        ("adascale", lambda v: v * 3, "gain must lie between 1 and S"),
+        ("adascale", lambda v: v[::-1], "gain must grow"),
+        ("run/sizes", lambda v: np.minimum(v, 512), "batches must grow to all examples"),
+        ("run/sizes", lambda v: v[[1, 0, 2]], "the unbiased test must ask for more"),
+        ("run/sizes", lambda v: v[[0, 2, 1]], "the inner-product test must ask for less"),
+    ],
     "autodiff_at_kinks": [
         ("returned", lambda r: r + 0.1, "JAX returns something else than is listed for relu"),
         (
@@ -87,6 +102,20 @@ CONTROLS: dict[str, list[Control]] = {
         ("scales", lambda v: v[[0, 1, 1]], "the batch total must have means"),
     ],
     "kernel_speed": [],
+    "noise_scale_along_training": [
+        ("signal", lambda v: v[0] + 0 * v, "the noise scale must grow tenfold"),
+        ("loss", lambda v: v[0] + 0 * v, "the loss must fall by half"),
+        ("per_example/trace", lambda v: v * 1.3, "the trace of the per_example form is"),
+        ("per_example/signal", lambda v: v + v.std(), "the signal of the per_example form is"),
+        ("two_batch/trace", lambda v: v * 3, "the trace of the two_batch form is"),
+        ("two_batch/signal", lambda v: v + v.std(), "the signal of the two_batch form is"),
+        ("batch_size", lambda m: m // 2, "the plug-in ratio must tend to"),
+        ("squared_norm", lambda v: v * 1.3, "the plug-in ratio must tend to"),
+        ("low", lambda v: v * 2, "intervals must cover B in 90 % of the batches"),
+        ("high", lambda v: np.full_like(v, np.inf), "intervals must end where B < m"),
+        ("high", lambda v: np.minimum(v, 1e9), "intervals must be unbounded where B ≫ m"),
+        ("two_batch/trace", lambda v: v.mean() + (v - v.mean(axis=1, keepdims=True)) / 4, "is .* standard errors off"),
+    ],
     "nonadditive_losses": [
         ("form", lambda f: np.full_like(f, "unbiased"), "the unbiased forms must have no bias"),
         ("batch_size", lambda m: np.where(m == 2, 6, m), "the full batch must have no bias"),
