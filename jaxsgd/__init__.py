@@ -79,6 +79,7 @@ Modules, and the only modules of the package that each may import:
     tracking     :
     training     : _checkpoints, _draws, _steps, kernels, tracking, _validate, _validate_training
     sweeps       : training, _store, _validate, _validate_training
+    _tradeoff    : _validate, _validate_designs, _validate_training
     exchange     : _exchange_cases, _kinks, _typical_losses, _validate
     batch_losses : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate

@@ -44,6 +44,13 @@ def at_least(minimum: int, **named: Any) -> None:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
+def fraction(**named: Any) -> None:
+    """Raise unless every value is strictly between 0 and 1."""
+    for name, value in named.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+
 def batch_within_population(*, batch_size: int, population_size: int) -> None:
     """Raise if a batch without replacement would be larger than the population."""
     if batch_size > population_size:
