@@ -37,7 +37,7 @@ class Tradeoff:
 
     min_steps: float
     min_examples: float
-    critical_batch_size: float
+    critical_batch_size: Any
     low: float
     high: float
     confidence_level: float
@@ -130,7 +130,7 @@ def fit_tradeoff(
     return Tradeoff(min_steps, min_examples, critical, low, high, confidence_level, covariance, residuals)
 
 
-def steps_to_target(steps: Any, losses: Any, target: float) -> Any:
+def steps_to_target(steps: Any, losses: Any, target: Any) -> Any:
     """After how many steps a loss first is at the target, with its logarithm linear between records.
 
     Of losses from runs that differ by the batches drawn, take the mean first: the first time that a noisy loss is low

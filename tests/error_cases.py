@@ -118,6 +118,10 @@ def curve(batch_sizes: Any, **options: Any) -> Any:
     return estimators.variance_curve(G, batch_sizes, **options)
 
 
+def noisy_quadratic(curvatures: Any = (1.0, 0.5), noise: Any = (1.0, 1.0), start: Any = (1.0, 1.0)) -> Any:
+    return dynamics.NoisyQuadratic(curvatures, noise, start)
+
+
 def tradeoff(batch_sizes: Any = (1, 2, 4), steps: Any = (8.0, 5.0, 3.5), **options: Any) -> Any:
     return _tradeoff.fit_tradeoff(batch_sizes, steps, **options)
 
@@ -1041,6 +1045,19 @@ CASES: list[Case] = [
             linear_loss, jnp.ones(3), jnp.ones((4, 3)), jnp.ones((3, 2)), jnp.ones((1, 3))
         ),
     ),
+    # The noisy quadratic.
+    (ValueError, "curvatures must be a non-empty vector, got shape (0,)", lambda *_: noisy_quadratic((), (), ())),
+    (ValueError, "noise must have shape (2,), got (1,)", lambda *_: noisy_quadratic(noise=(1.0,))),
+    (ValueError, "noise must be positive, got 0.0", lambda *_: noisy_quadratic(noise=(1.0, 0.0))),
+    (ValueError, "second_moments must be finite, got inf", lambda *_: noisy_quadratic(start=(1.0, np.inf))),
+    (ValueError, "dimension must be at least 1, got 0", lambda *_: dynamics.NoisyQuadratic.of_dimension(0)),
+    (
+        ValueError,
+        "learning_rate must be positive and below 2, got 2.0",
+        lambda *_: noisy_quadratic().steps_to(0.1, 1, [0.5, 2.0]),
+    ),
+    (ValueError, "batch_size must be positive, got 0", lambda *_: noisy_quadratic().steps_to(0.1, 0, 1.0)),
+    (ValueError, "target must be positive, got -1", lambda *_: noisy_quadratic().fewest_steps(-1, 2)),
     # Steps against examples.
     (ValueError, "steps must be a non-empty vector, got shape (0,)", lambda *_: tradeoff((), ())),
     (ValueError, "steps must be finite, got nan", lambda *_: tradeoff(steps=(8.0, np.nan, 3.5))),
