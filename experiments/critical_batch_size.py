@@ -35,7 +35,7 @@ MAX_RESIDUAL, MAX_RESIDUAL_QUADRATIC, FACTOR, SLOWER = 0.2, 0.15, 3.0, 4.0
 class Config:
     """Settings of the experiment."""
 
-    batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 128, 512)
     """Batch sizes, drawn with replacement."""
     targets: tuple[float, ...] = (1.0, 0.5, 0.35)
     """Mean losses over all data, of which the run starts at 2.4; decreasing."""
@@ -49,11 +49,13 @@ class Config:
     """See largest_rate; how many steps are made goes with it too."""
     num_steps: int = 70
     """How many steps large batches make."""
-    followed: tuple[int, ...] = (1, 8, 64, 512)
+    followed: tuple[int, ...] = (1, 16, 512)
     """Batch sizes of the runs along which noise scales are measured; the last one also at a quarter of its rate."""
     followed_target: int = 1
     """To which of the targets."""
-    num_probes: int = 32
+    num_records: int = 8
+    """How often they are measured along two runs each."""
+    num_probes: int = 16
     """Of the trace of HΣ."""
     hidden: int = 16
     """The width of the digits network."""
@@ -72,7 +74,8 @@ QUICK = Config(
     num_runs=3,
     num_steps=45,
     followed=(256,),
-    num_probes=8,
+    num_records=6,
+    num_probes=4,
     hidden=8,
     dimension=100,
     quadratic_target=0.05,
@@ -113,7 +116,7 @@ def swept(problem: jaxsgd.Problem, batch_size: int, config: Config) -> tuple[np.
         jax.random.fold_in(jax.random.key(1), batch_size),
         learning_rates=rates,
         num_runs=config.num_runs,
-        record_every=max(num_steps // 60, 1),
+        record_every=max(num_steps // 50, 1),
     )
     losses = np.asarray(result.metrics["loss"]).mean(axis=1)
     return rates, np.array([_tradeoff.steps_to_target(result.steps, losses, target) for target in config.targets])
@@ -135,10 +138,10 @@ def along(
         learning_rates=[rates[place, best] / slower],
         num_runs=2,
         eval_fn=noise_scales(problem, config.num_probes),
-        record_every=max(num_steps // 12, 1),
+        record_every=max(num_steps // config.num_records, 1),
     )
     before = np.asarray(result.metrics["loss"]).ravel() > config.targets[target]
-    simple, curved = (np.asarray(result.metrics[name]).ravel()[before] for name in ("simple", "curved"))
+    simple, curved = (np.asarray(result.metrics[name], float).ravel()[before] for name in ("simple", "curved"))
     return np.array([simple.mean(), curved.mean(), np.median(curved)])
 
 
@@ -249,8 +252,8 @@ def summarize(findings: dict[str, Any]) -> str:
     ratios = findings["simple_over_critical"] + findings["curved_over_critical"]
     sizes = ", ".join(f"{row['critical_batch_size']:g}" for row in findings["targets"].values())
     return (
-        f"steps within {findings['worst_residual']:.0%} of hyperbolas with B_crit {sizes}; mean noise scales along tuned "
-        f"runs {min(ratios):.2f} to {max(ratios):.2f} times it, at a quarter of the best rate "
+        f"steps within {findings['worst_residual']:.0%} of hyperbolas with B_crit {sizes}; mean noise scales along "
+        f"tuned runs {min(ratios):.2f} to {max(ratios):.2f} times it, at a quarter of the best rate "
         f"{findings['median_at_quarter_rate_over_critical']:.0f} times; noisy quadratic within "
         f"{findings['quadratic_worst_residual']:.0%}"
     )
@@ -287,9 +290,11 @@ def draw_scales(axes: Any, results: dict[str, np.ndarray]) -> None:
     critical = fitted(results)[target].critical_batch_size
     axes.axhspan(critical / FACTOR, critical * FACTOR, color="0.92", linewidth=0)
     axes.axhline(critical, color="black", linewidth=0.8)
-    axes.text(sizes[0] * 0.75, critical * 1.06, r"$\mathcal{B}_{\rm crit}$", va="bottom", fontsize="small")
+    axes.text(sizes[-1] * 1.5, critical / 1.06, r"$\mathcal{B}_{\rm crit}$", ha="right", va="top", fontsize="small")
     simple, curved, median = results["noise_scales"].T
-    for k, (label, values) in enumerate(((r"$\mathcal{B}_{\rm noise}$", curved), (r"$\mathcal{B}_{\rm simple}$", simple))):
+    for k, (label, values) in enumerate(
+        ((r"$\mathcal{B}_{\rm noise}$", curved), (r"$\mathcal{B}_{\rm simple}$", simple))
+    ):
         axes.plot(sizes, values[:-1], MARKERS[k] + "-", color=COLORS[k], label=f"mean {label}")
     axes.plot(sizes[-1:], median[-1:], MARKERS[0], color=COLORS[0], markerfacecolor="white")
     axes.annotate(
@@ -303,6 +308,7 @@ def draw_scales(axes: Any, results: dict[str, np.ndarray]) -> None:
     )
     axes.set(xscale="log", yscale="log", xlabel="batch size $M$ of the run", ylabel="noise scale along it (examples)")
     axes.set_xlim(sizes[0] / 1.6, sizes[-1] * 1.6)
+    axes.set_ylim(critical / 5, 2 * float(median[-1]))
     axes.legend(loc="upper left", fontsize="small", bbox_to_anchor=(0, 0.88))
 
 
