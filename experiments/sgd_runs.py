@@ -1,7 +1,7 @@
 """The sum of a batch's losses with the rate η/M takes the steps of their mean with η, unless something sets a scale.
 
 L2 penalties, weight decay that the rate multiplies, gradient clipping and Adam's ε do: with the sum they have to be M
-times as large. Against steps large batches do better, against examples small ones, with any optimizer.
+times as large. Against steps large batches do better, against examples small ones, with every optimizer.
 
 Command    python -m experiments sgd_runs
 Run time   about 35 seconds on two cores
@@ -77,7 +77,7 @@ CASES: dict[str, tuple[str, Settings, tuple[str, ...]]] = {
     "Adam, ε = 0": ("adam", {}, ()),
     "AdamW, ε = 0": ("adam", {"decay": 0.1}, ()),
     "Adam, L2 penalty": ("adam", {"penalty": 0.01}, ("penalty",)),
-    "Adam, ε = 10⁻⁸": ("adam", {"epsilon": 1e-8}, ("epsilon",)),
+    "Adam, ε > 0": ("adam", {"epsilon": 1e-8}, ("epsilon",)),
 }
 
 
@@ -86,7 +86,7 @@ class Config:
     """Settings of the experiment."""
 
     batch_sizes: tuple[int, ...] = (1, 10, 100, 1797)
-    """Batch sizes of the network, without replacement."""
+    """Batch sizes of the network, randomly reshuffled."""
     num_steps: int = 200
     """At least how many steps are made."""
     num_examples: int = 3594
@@ -137,7 +137,7 @@ def trained(problem: jaxsgd.Problem, name: str, batch_size: int, config: Config)
     result = training.run_sgd(
         *problem,
         optimizer,
-        designs.WithoutReplacement(batch_size),
+        designs.Reshuffling(batch_size),
         num_steps,
         jax.random.key(1),
         learning_rates=rates,
@@ -279,8 +279,8 @@ def check_runs(results: dict[str, np.ndarray]) -> dict[str, Any]:
     for name in results["optimizers"]:
         by_steps, by_examples, spread = (np.array(column) for column in zip(*compared(results, name), strict=True))
         require(np.all(np.diff(by_steps) < 0), f"{name}: after equally many steps the loss must fall with M")
-        require(by_examples[-1] > 2 * by_examples.min(), f"{name}: after equally many examples all data must be behind")
-        require(by_examples.argmin() <= 1, f"{name}: after equally many examples a small batch must be ahead")
+        ahead = by_examples.argmin() < len(sizes) / 2 and by_examples[-1] > 2 * by_examples.min()
+        require(ahead, f"{name}: after equally many examples small batches must be ahead, got {by_examples}")
         require(spread[-1] < 1e-3 < spread[0] / 10, f"{name}: only runs on all data must be equal, got {spread}")
         findings[str(name)] = {
             "rates": [float(results[f"{name}/{M}/rate"]) for M in sizes],
@@ -310,7 +310,7 @@ def summarize(findings: dict[str, Any]) -> str:
     return (
         f"sum and mean agree to {max(findings['largest_difference'].values()):.0e}, and differ by "
         f"{differences['L2 penalty']:.2f} with a penalty, {differences['clipping']:.2f} with clipping and "
-        f"{differences['Adam, ε = 10⁻⁸']:.0e} with Adam's ε; large batches are ahead after equally many steps, small "
+        f"{differences['Adam, ε > 0']:.0e} with Adam's ε; large batches are ahead after equally many steps, small "
         "ones after equally many examples"
     )
 
