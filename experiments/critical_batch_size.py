@@ -89,8 +89,9 @@ def compute(config: Config) -> dict[str, np.ndarray]:
         problem = problems.digits_mlp(key=jax.random.key(0), hidden=config.hidden)
         rows = [swept(problem, M, config) for M in progress(config.batch_sizes, "batch sizes")]
         rates, steps = (np.array(column) for column in zip(*rows, strict=True))
-        found = [along(problem, M, rates, steps, config) for M in progress(config.followed, "noise scales")]
-        found.append(along(problem, config.followed[-1], rates, steps, config, slower=SLOWER))
+        scales = noise_scales(problem, config.num_probes)
+        runs = [(M, 1.0) for M in config.followed] + [(config.followed[-1], SLOWER)]
+        found = [along(problem, scales, *run, rates, steps, config) for run in progress(runs, "noise scales")]
     return {
         "batch_sizes": np.array(config.batch_sizes),
         "targets": np.array(config.targets),
@@ -123,7 +124,13 @@ def swept(problem: jaxsgd.Problem, batch_size: int, config: Config) -> tuple[np.
 
 
 def along(
-    problem: jaxsgd.Problem, batch_size: int, rates: np.ndarray, steps: np.ndarray, config: Config, slower: float = 1.0
+    problem: jaxsgd.Problem,
+    scales: Any,
+    batch_size: int,
+    slower: float,
+    rates: np.ndarray,
+    steps: np.ndarray,
+    config: Config,
 ) -> np.ndarray:
     """Means of B_simple and B_noise along runs to the target, and the median of B_noise."""
     place, target = config.batch_sizes.index(batch_size), config.followed_target
@@ -137,7 +144,7 @@ def along(
         jax.random.key(2),
         learning_rates=[rates[place, best] / slower],
         num_runs=2,
-        eval_fn=noise_scales(problem, config.num_probes),
+        eval_fn=scales,
         record_every=max(num_steps // config.num_records, 1),
     )
     before = np.asarray(result.metrics["loss"]).ravel() > config.targets[target]
@@ -281,6 +288,7 @@ def draw_hyperbola(axes: Any, results: dict[str, np.ndarray]) -> None:
         offset = (-4, 6) if place == 0 else (6, -2)
         axes.annotate(f"$M={sizes[place]}$", at, xytext=offset, textcoords="offset points", fontsize="small")
     axes.set(xscale="log", yscale="log", xlabel="steps to the target", ylabel="examples to the target")
+    axes.set_title("digits")
     axes.legend(loc="upper right", fontsize="small", title="mean loss", title_fontsize="small")
 
 
@@ -289,8 +297,7 @@ def draw_scales(axes: Any, results: dict[str, np.ndarray]) -> None:
     target, sizes = int(results["followed_target"]), results["followed"]
     critical = fitted(results)[target].critical_batch_size
     axes.axhspan(critical / FACTOR, critical * FACTOR, color="0.92", linewidth=0)
-    axes.axhline(critical, color="black", linewidth=0.8)
-    axes.text(sizes[-1] * 1.5, critical / 1.06, r"$\mathcal{B}_{\rm crit}$", ha="right", va="top", fontsize="small")
+    axes.axhline(critical, color="black", linewidth=0.8, label=r"$\mathcal{B}_{\rm crit}$, and a factor of 3")
     simple, curved, median = results["noise_scales"].T
     for k, (label, values) in enumerate(
         ((r"$\mathcal{B}_{\rm noise}$", curved), (r"$\mathcal{B}_{\rm simple}$", simple))
@@ -309,7 +316,8 @@ def draw_scales(axes: Any, results: dict[str, np.ndarray]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="batch size $M$ of the run", ylabel="noise scale along it (examples)")
     axes.set_xlim(sizes[0] / 1.6, sizes[-1] * 1.6)
     axes.set_ylim(critical / 5, 2 * float(median[-1]))
-    axes.legend(loc="upper left", fontsize="small", bbox_to_anchor=(0, 0.88))
+    axes.set_title(f"digits, $L={results['targets'][target]:g}$")
+    axes.legend(loc="upper left", fontsize="small", bbox_to_anchor=(0, 0.82))
 
 
 def draw_quadratic(axes: Any, results: dict[str, np.ndarray]) -> None:
@@ -320,6 +328,7 @@ def draw_quadratic(axes: Any, results: dict[str, np.ndarray]) -> None:
     axes.plot(fine, fit.steps(fine), color=COLORS[0], label="hyperbola")
     axes.plot(fine, fit.min_examples / fine, color=COLORS[1], linestyle=(0, (4, 1.5)), label=r"$\propto 1/M$")
     axes.axhline(fit.min_steps, color="black", linewidth=0.8, linestyle=(0, (1, 1)))
-    axes.set(xscale="log", yscale="log", xlabel="batch size $M$", ylabel="steps to the target, noisy quadratic")
+    axes.set(xscale="log", yscale="log", xlabel="batch size $M$", ylabel="steps to the target")
+    axes.set_title("noisy quadratic")
     axes.set_ylim(steps[-1] / 2, steps[0] * 1.6)
     axes.legend(loc="upper right", fontsize="small")
