@@ -1,7 +1,8 @@
 """The sum of a batch's losses with the rate η/M takes the steps of their mean with η, unless something sets a scale.
 
-L2 penalties, weight decay that the rate multiplies, gradient clipping and Adam's ε do: with the sum they have to be M
-times as large. Against steps large batches do better, against examples small ones, with every optimizer.
+L2 penalties, weight decay that this rate multiplies, gradient clipping and Adam's ε do: with the sum they have to be M
+times as large. Adam, which divides the scale out, keeps its rate, and AdamW its decay. Against steps large batches do
+better, against examples small ones, with every optimizer.
 
 Command    python -m experiments sgd_runs
 Run time   about 35 seconds on two cores
@@ -11,8 +12,8 @@ Expected   equal parameters after each of 100 steps up to rounding, bit for bit 
 
 Three columns: the mean loss of a network on the digits against steps (above) and against examples (below), each with
 the best of four learning rates; medians of the runs, and bands from the lowest to the highest. Right: how far the
-parameters of sum and mean are apart on the breast-cancer data, M = 10, relative to their length; gray lines, up to
-rounding, where nothing sets a scale or it is M times as large with the sum.
+parameters of the sum, with η/M (Adam: η), and of the mean are apart on the breast-cancer data, M = 10, relative to
+their length; gray lines, up to rounding, where nothing sets a scale or it is M times as large with the sum.
 """
 
 from collections.abc import Callable
@@ -367,5 +368,5 @@ def draw_apart(axes: Any, results: dict[str, np.ndarray]) -> None:
         ylabel=r"$\Vert\theta_{\rm sum}-\theta_{\rm mean}\Vert\,/\,\Vert\theta_{\rm mean}\Vert$",
     )
     axes.set_ylim(1e-17, 10)
-    axes.set_title("sum with $\\eta/M$ against mean with $\\eta$")
+    axes.set_title("sum of a batch against its mean")
     axes.legend(fontsize="small", loc="center right", bbox_to_anchor=(1, 0.34), handlelength=1.8)
