@@ -59,7 +59,9 @@ Modules, and the only modules of the package that each may import:
     _affine      : _validate, _validate_dynamics
     _quadratics  : _affine, designs, _validate, _validate_designs, _validate_dynamics
     _langevin    : _law, designs, _validate_designs
-    dynamics     : _affine, _langevin, _quadratics, designs, _validate, _validate_designs, _validate_dynamics
+    _noisy_quadratic : _validate, _validate_designs, _validate_dynamics
+    dynamics     : _affine, _langevin, _noisy_quadratic, _quadratics, designs, _validate, _validate_designs,
+                   _validate_dynamics
     _descent     : designs, kernels, _validate
     _populations : designs, _validate
     estimators   : _batch_losses, _comparison, _curves, _descent, _exact, _populations, _sample_estimates, _factors,
@@ -85,6 +87,7 @@ Modules, and the only modules of the package that each may import:
     tracking     :
     training     : _checkpoints, _draws, _steps, kernels, tracking, _validate, _validate_training
     sweeps       : training, _store, _validate, _validate_training
+    _tradeoff    : _validate, _validate_designs, _validate_training
     exchange     : _exchange_cases, _kinks, _typical_losses, _validate
     batch_losses : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate

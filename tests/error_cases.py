@@ -18,6 +18,7 @@ from registry import gradients_given, linear_loss, measured
 import jaxsgd
 from jaxsgd import (
     _store,
+    _tradeoff,
     batch_size,
     designs,
     dynamics,
@@ -118,6 +119,14 @@ def bad_data(**options: Any) -> Any:
 
 def curve(batch_sizes: Any, **options: Any) -> Any:
     return estimators.variance_curve(G, batch_sizes, **options)
+
+
+def noisy_quadratic(curvatures: Any = (1.0, 0.5), noise: Any = (1.0, 1.0), start: Any = (1.0, 1.0)) -> Any:
+    return dynamics.NoisyQuadratic(curvatures, noise, start)
+
+
+def tradeoff(batch_sizes: Any = (1, 2, 4), steps: Any = (8.0, 5.0, 3.5), **options: Any) -> Any:
+    return _tradeoff.fit_tradeoff(batch_sizes, steps, **options)
 
 
 def network(x: Any = ((1.0, 2.0), (3.0, 4.0)), y: Any = (0, 1), **options: Any) -> Any:
@@ -1099,6 +1108,59 @@ CASES: list[Case] = [
         lambda *_: surfaces.losses_along(
             linear_loss, jnp.ones(3), jnp.ones((4, 3)), jnp.ones((3, 2)), jnp.ones((1, 3))
         ),
+    ),
+    # The noisy quadratic.
+    (ValueError, "curvatures must be a non-empty vector, got shape (0,)", lambda *_: noisy_quadratic((), (), ())),
+    (ValueError, "noise must have shape (2,), got (1,)", lambda *_: noisy_quadratic(noise=(1.0,))),
+    (ValueError, "noise must be positive, got 0.0", lambda *_: noisy_quadratic(noise=(1.0, 0.0))),
+    (ValueError, "second_moments must be finite, got inf", lambda *_: noisy_quadratic(start=(1.0, np.inf))),
+    (ValueError, "dimension must be at least 1, got 0", lambda *_: dynamics.NoisyQuadratic.of_dimension(0)),
+    (
+        ValueError,
+        "learning_rate must be positive and below 2, got 2.0",
+        lambda *_: noisy_quadratic().steps_to(0.1, 1, [0.5, 2.0]),
+    ),
+    (ValueError, "batch_size must be positive, got 0", lambda *_: noisy_quadratic().steps_to(0.1, 0, 1.0)),
+    (ValueError, "target must be positive, got -1", lambda *_: noisy_quadratic().fewest_steps(-1, 2)),
+    # Steps against examples.
+    (ValueError, "steps must be a non-empty vector, got shape (0,)", lambda *_: tradeoff((), ())),
+    (ValueError, "steps must be finite, got nan", lambda *_: tradeoff(steps=(8.0, np.nan, 3.5))),
+    (ValueError, "batch_sizes must have shape (3,), got (2,)", lambda *_: tradeoff((1, 2))),
+    (ValueError, "batch_sizes must be positive, got 0.0", lambda *_: tradeoff((0, 1, 2))),
+    (ValueError, "steps must be positive, got -1.0", lambda *_: tradeoff(steps=(8.0, 5.0, -1.0))),
+    (
+        ValueError,
+        "batch_sizes must hold at least two different numbers, got [2.0, 2.0, 2.0]",
+        lambda *_: tradeoff((2, 2, 2)),
+    ),
+    (ValueError, "relative_errors must have shape (3,), got (1,)", lambda *_: tradeoff(relative_errors=[0.1])),
+    (ValueError, "relative_errors must be positive, got 0.0", lambda *_: tradeoff(relative_errors=[0.1, 0.0, 0.1])),
+    (ValueError, "confidence_level must be between 0 and 1, got 1.0", lambda *_: tradeoff(confidence_level=1.0)),
+    (
+        ValueError,
+        "the number of batch_sizes without relative_errors must be at least 3, got 2",
+        lambda *_: tradeoff((1, 2), (8.0, 5.0)),
+    ),
+    (
+        ValueError,
+        "steps must be near a + b/B for batch sizes B, and positive, got [100.0, 1.0, 1.0]",
+        lambda *_: tradeoff(steps=(100.0, 1.0, 1.0), relative_errors=(1e-3, 1e-3, 1e3)),
+    ),
+    (ValueError, "target must be positive, got 0", lambda *_: _tradeoff.steps_to_target([0, 1], [2.0, 1.0], 0)),
+    (
+        ValueError,
+        "steps must have shape (2,), got (3,)",
+        lambda *_: _tradeoff.steps_to_target([0, 1, 2], [2.0, 1.0], 1.5),
+    ),
+    (
+        ValueError,
+        "steps must increase, got [0.0, 0.0]",
+        lambda *_: _tradeoff.steps_to_target([0, 0], [2.0, 1.0], 1.5),
+    ),
+    (
+        ValueError,
+        "losses must be positive, got -1.0",
+        lambda *_: _tradeoff.steps_to_target([0, 1], [2.0, -1.0], 1.5),
     ),
     *TRAINING,
 ]
