@@ -73,7 +73,7 @@ Modules, and the only modules of the package that each may import:
     _kinks       :
     _pairs       : _factors, kernels
     _hessian     : _factors, _validate, kernels
-    batch_size   : _factors, _pairs, _validate, kernels
+    batch_size   : _factors, _pairs, _tradeoff, _validate, kernels
     signal_to_noise : _validate, kernels, moments
     tails        : _validate
     noise_scale  : _factors, _hessian, _pairs, _validate, kernels, moments

@@ -34,7 +34,7 @@ CONTROLS: dict[str, list[Control]] = {
     "adaptive_tests": [
         ("orthogonality", lambda v: v * (1 + 1e-6), "norm = inner product [+] orthogonality must hold"),
         ("squared_norm", lambda v: v * 1.3, "published norm statistics must tend to"),
-        ("noise", lambda v: v * 1.3, "published norm statistics must tend to"),
+        ("noise", lambda v: v * 0.8, "published norm statistics must tend to"),
         ("noise_scale", lambda v: v / 20, "standard errors off"),
         ("squared_norm", lambda v: v / 3, "published: .* pass where x > 2"),
         ("unbiased_norm", lambda v: v * 0 + 0.5, "unbiased: .* pass where x > 2"),
