@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 import jaxsgd
 from experiments._harness import progress, require
 from experiments._style import COLORS, MARKERS, page
-from jaxsgd import batch_size, designs, dynamics, problems, training
+from jaxsgd import designs, dynamics, problems, training
+from jaxsgd.batch_size import fit_tradeoff, steps_to_target
 
 MAX_RESIDUAL, MAX_RESIDUAL_QUADRATIC, FACTOR, SLOWER, FOLLOWED_RUNS = 0.2, 0.15, 3.0, 4.0, 4
 
@@ -121,7 +122,7 @@ def swept(problem: jaxsgd.Problem, batch_size: int, config: Config) -> tuple[np.
         record_every=max(num_steps // 50, 1),
     )
     losses = np.asarray(result.metrics["loss"]).mean(axis=1)
-    return rates, np.array([batch_size.steps_to_target(result.steps, losses, target) for target in config.targets])
+    return rates, np.array([steps_to_target(result.steps, losses, target) for target in config.targets])
 
 
 def along(
@@ -186,7 +187,7 @@ def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def fitted(results: dict[str, np.ndarray]) -> list[Any]:
     """The hyperbola of each target, with the best learning rate for every batch size."""
-    return [batch_size.fit_tradeoff(results["batch_sizes"], row) for row in results["steps"].min(axis=2).T]
+    return [fit_tradeoff(results["batch_sizes"], row) for row in results["steps"].min(axis=2).T]
 
 
 def check_hyperbola(results: dict[str, np.ndarray], fits: list[Any]) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def check_scales(results: dict[str, np.ndarray], fits: list[Any]) -> dict[str, A
 def check_quadratic(results: dict[str, np.ndarray]) -> dict[str, Any]:
     """From perfect scaling to a plateau, near a hyperbola."""
     sizes, steps, scales = (results[f"quadratic/{name}"] for name in ("sizes", "steps", "scales"))
-    fit = batch_size.fit_tradeoff(sizes, steps)
+    fit = fit_tradeoff(sizes, steps)
     worst = np.abs(fit.relative_residuals).max()
     require(worst < MAX_RESIDUAL_QUADRATIC, f"the noisy quadratic must be within 15% of a hyperbola, got {worst:.0%}")
     require(worst > 0.02, "that the noisy quadratic is exactly a hyperbola must be rejected")
@@ -324,7 +325,7 @@ def draw_scales(axes: Any, results: dict[str, np.ndarray]) -> None:
 def draw_quadratic(axes: Any, results: dict[str, np.ndarray]) -> None:
     """Steps against the batch size."""
     sizes, steps = results["quadratic/sizes"], results["quadratic/steps"]
-    fit, fine = batch_size.fit_tradeoff(sizes, steps), np.geomspace(sizes[0], sizes[-1], 200)
+    fit, fine = fit_tradeoff(sizes, steps), np.geomspace(sizes[0], sizes[-1], 200)
     axes.plot(sizes, steps, MARKERS[0], color=COLORS[0], label="exact")
     axes.plot(fine, fit.steps(fine), color=COLORS[0], label="hyperbola")
     axes.plot(fine, fit.min_examples / fine, color=COLORS[1], linestyle=(0, (4, 1.5)), label=r"$\propto 1/M$")
