@@ -30,11 +30,12 @@ Modules, and the only modules of the package that each may import:
     _gradients   : _factors, _recipe, _trace, _validate
     _streamed    : _factors, _gradients
     _store       :
-    kernels      : _gradients, _streamed, _validate
+    _sharding    :
+    kernels      : _gradients, _sharding, _streamed, _validate
     checks       : _gradients, _validate
     model_agnostic : _factors, _gradients, _validate
     sources      : _store, _validate
-    moments      : _factors, kernels, sources, _validate
+    moments      : _factors, _sharding, kernels, sources, _validate
     _covariances :
     _law         : _covariances, _validate, _validate_designs
     _uniform     : _covariances, _law, _validate

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _validate
+from jaxsgd import _sharding, _validate
 from jaxsgd._gradients import Loss, PerExampleGradients, trace_batch
 from jaxsgd._streamed import streamed
 
@@ -63,6 +64,7 @@ def per_example_gradients(
     def gradients(params: PyTree, batch: PyTree) -> PerExampleGradients:
         _validate.floating_leaves(params=params)
         count = _validate.leading_axis(batch=batch)
+        params, batch = _sharding.automatic((params, batch))
         _validate.scalar_loss(loss_fn, params, batch)
         if memory_limit is None:
             return trace_batch(loss_fn, params, batch)
@@ -104,16 +106,22 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
     """
     if isinstance(g.example_losses, jax.core.Tracer):
         return
-    if np.isfinite(np.asarray(g.squared_norms(), dtype=np.float64)).all():
+    if jnp.isfinite(g.squared_norms()).all():
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(g.materialize()):
-        values = np.asarray(leaf, dtype=np.float64).reshape(g.count, -1)
-        rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if rows.size:
-            bad = values[rows[0]][~np.isfinite(values[rows[0]])][0]
+        index, value = _first_not_finite(leaf) if leaf.size else (0, 0.0)
+        if not np.isfinite(float(value)):
             raise ValueError(
-                f"gradients must be finite, got {bad} for example {first_index + rows[0]} "
+                f"gradients must be finite, got {value} for example {first_index + int(index)} "
                 f"in params{jax.tree_util.keystr(path)}"
             )
     dtype = g.squared_norms().dtype
     raise ValueError(f"squared gradient norms overflow {dtype}: scale the loss down, or use float64 parameters")
+
+
+@jax.jit
+def _first_not_finite(leaf: Float[Array, "n ..."]) -> tuple[Array, Array]:
+    """The first example with a number that is not finite, and that number; examples may lie on any devices."""
+    rows = leaf.reshape(len(leaf), -1)
+    index = jnp.argmax(~jnp.isfinite(rows).all(axis=1))
+    return index, rows[index][jnp.argmax(~jnp.isfinite(rows[index]))]

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxsgd import _steps, _validate, _validate_training, kernels, tracking
+from jaxsgd import _sharding, _steps, _validate, _validate_training, kernels, tracking
 from jaxsgd._checkpoints import Checkpoint, digest, program_digest
 from jaxsgd._draws import draws_of
 from jaxsgd._steps import Carry, Plan
@@ -136,6 +136,7 @@ def run_sgd(
             _validate.positive_integer(**{name: value})
     _validate.floating_leaves(params=params)
     population_size = _validate.leading_axis(data=data)
+    params, data = _sharding.automatic((params, data))
     _validate.scalar_loss(loss_fn, params, data)
     _validate.has_method("weights", design=design)
     if gradient is not None:
