@@ -247,22 +247,3 @@ def _scan_arity(params: dict[str, Any], num_inputs: int) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].update(list(range(num_inputs))).unpack()
     return len(list(consts)), len(list(carry))
-
-
-def varying_like(batch: Any, params: Any) -> Any:
-    """The parameters, varying over the same axes of ``jax.shard_map`` as the batch.
-
-    With respect to parameters that do not vary, ``jax.grad`` inside ``shard_map`` is the sum over all devices.
-    """
-    axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(batch)))
-
-    def cast(leaf: Any) -> Any:
-        missing = tuple(sorted(axes - _varying_axes(leaf)))
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(cast, params)
-
-
-def _varying_axes(leaf: Any) -> frozenset[str]:
-    axes: frozenset[str] = jax.typeof(leaf).manual_axis_type.varying
-    return axes

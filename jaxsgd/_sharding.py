@@ -4,7 +4,7 @@ JAX's runtime does the distributing. This module reads how arrays are laid out, 
 pass would otherwise move more than it has to. Imports nothing of the package.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,7 +44,7 @@ class Shards:
 
     def zeros(self, shapes: PyTree) -> PyTree:
         """Zeros of these shapes for each part, along a new first axis."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(self.axes))
+        sharding = _layout(self.mesh, self.axes)
         return jax.tree.map(lambda s: jnp.zeros((self.count, *s.shape), s.dtype, device=sharding), shapes)
 
     def each(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +54,7 @@ class Shards:
         of the mesh are left to the compiler. Nothing in here is a sum over devices: with ``check_vma=True``, ``grad``
         with respect to the shared parameters would be.
         """
-        parts = PartitionSpec(self.axes)
+        whole, parts = _layout(self.mesh).spec, _layout(self.mesh, self.axes).spec
 
         def of_part(shared: Any, own: Any, carry: Any) -> Any:
             found = function(shared, own, jax.tree.map(lambda leaf: leaf[0], carry))
@@ -63,7 +63,7 @@ class Shards:
         return jax.shard_map(
             of_part,
             mesh=self.mesh,
-            in_specs=(PartitionSpec(), parts, parts),
+            in_specs=(whole, parts, parts),
             out_specs=parts,
             axis_names=set(self.axes),
             check_vma=False,
@@ -75,7 +75,7 @@ class Shards:
         spec = [self._others(entry) for entry in leaf.sharding.spec] if on_mesh else []
         if first is not None:
             spec[:1] = [first]
-        return jax.device_put(leaf, NamedSharding(self.mesh, PartitionSpec(*spec)))
+        return jax.device_put(leaf, _layout(self.mesh, *spec))
 
     def _others(self, entry: Any) -> Any:
         return tuple(axis for axis in _names(entry) if axis not in self.axes) or None
@@ -90,7 +90,7 @@ def shards(data: PyTree) -> Shards | None:
         if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
             sharding = leaf.sharding
             if isinstance(sharding, NamedSharding) and sharding.shard_shape(leaf.shape)[:1] != leaf.shape[:1]:
-                return Shards(sharding.mesh, _names(sharding.spec[0]))
+                return Shards(_mesh(leaf), _names(sharding.spec[0]))
     return None
 
 
@@ -122,6 +122,59 @@ def _automatic(leaf: Any) -> Any:
     return jax.device_put(leaf, NamedSharding(same, leaf.sharding.spec))
 
 
+def beside(data: PyTree, tree: PyTree) -> PyTree:
+    """The arrays on the devices that the data lie on: those that lie on one so far are copied to each."""
+    mesh = mesh_of(data)
+    if mesh is None:
+        return tree
+
+    whole = _layout(mesh)
+
+    def place(leaf: Any) -> Any:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # which device_put does not copy to other processes
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        return leaf if mesh_of(leaf) is not None else jax.device_put(leaf, whole)
+
+    return jax.tree.map(place, tree)
+
+
+def mesh_of(tree: PyTree) -> Mesh | None:
+    """The several devices that an array lies on, the first that does so; None if all lie on one device."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh.size > 1:
+            return _mesh(leaf)
+    return None
+
+
+def is_shared(mesh: Mesh | None) -> bool:
+    """Whether devices of other processes take part."""
+    return mesh is not None and len(_processes(mesh)) > 1
+
+
+def is_first(mesh: Mesh | None) -> bool:
+    """Whether this process writes the files of all those that take part."""
+    return mesh is None or jax.process_index() == min(_processes(mesh))
+
+
+def agree(mesh: Mesh | None, number: int) -> bool:
+    """Whether all processes that take part have the same number."""
+    if mesh is None:
+        return True
+    one_each = _layout(mesh, mesh.axis_names)
+    numbers = jax.make_array_from_callback((mesh.size,), one_each, lambda _: np.full(1, number, np.int32))
+    return bool(numbers.min() == numbers.max())
+
+
+def blocks(array: Any, numbers: int) -> Iterator[np.ndarray]:
+    """The array on the host; where other processes hold parts of it, so many numbers at a time."""
+    if not spans_processes(array):
+        yield on_host(array)
+        return
+    rows = max(1, numbers * len(array) // array.size)
+    for start in range(0, len(array), rows):
+        yield on_host(array[start : start + rows])
+
+
 def on_host(array: Any) -> np.ndarray:
     """The whole array, also where other processes hold parts of it; then all of them must ask for it."""
     if spans_processes(array):
@@ -132,6 +185,19 @@ def on_host(array: Any) -> np.ndarray:
 def spans_processes(array: Any) -> bool:
     """Whether this process can see a part of the array only."""
     return isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated)
+
+
+def _processes(mesh: Mesh) -> set[int]:
+    return {device.process_index for device in mesh.devices.flat}
+
+
+def _mesh(leaf: Any) -> Mesh:
+    mesh: Mesh = leaf.sharding.mesh
+    return mesh
+
+
+def _layout(mesh: Mesh, *spec: Any) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*spec))  # type: ignore[no-untyped-call]
 
 
 def _names(entry: Any) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ import jax
 from jaxtyping import PyTree
 
 from jaxsgd._dense import Dense, dense_one_by_one
-from jaxsgd._factors import examples_at_a_time
-from jaxsgd._jaxpr import Operation, Value, evaluate, trace, varying_like
+from jaxsgd._factors import examples_at_a_time, varying_like
+from jaxsgd._jaxpr import Operation, Value, evaluate, trace
 from jaxsgd._outer import Outer
 from jaxsgd._recipe import Factor, Recipe
 from jaxsgd._rules import find

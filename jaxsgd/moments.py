@@ -201,7 +201,7 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 class _Pass:
-    """Running moments, one for every way in which data came: those of each device, where they are split over several."""
+    """Running moments, one for every way in which data are split over devices; for those split, one of each part."""
 
     def __init__(self, loss_fn: kernels.Loss, params: PyTree, per_coordinate: bool) -> None:
         self.loss_fn, self.params, self.per_coordinate = loss_fn, params, per_coordinate
@@ -229,7 +229,8 @@ class _Pass:
 
 def _stream(moments_pass: _Pass, batches: Iterator[PyTree]) -> GradientMoments:
     """The moments over an iterator, each batch checked while it is at hand."""
-    structure, seen = None, 0
+    structure: Any = None
+    seen = 0
     for batch in map(_sharding.automatic, batches):
         size = _validate.leading_axis(batch=batch)
         if structure is None:
@@ -281,9 +282,7 @@ def _add_chunk(
 
 @jax.jit
 def _united(running: _Running) -> GradientMoments:
-    """The moments of the union of equal parts, which lie along the first axis: about ḡ, Σ‖g_i − ḡ_d‖² has n_d‖ḡ_d − ḡ‖²
-    more.
-    """
+    """The moments of the union of equal parts: about ḡ, the sum Σ‖g_i − ḡ_d‖² of part d is larger by n_d‖ḡ_d − ḡ‖²."""
     parts = jax.tree.map(jnp.add, *running)
     mean, mean_loss = jax.tree.map(lambda leaf: leaf.mean(axis=0), (parts.mean, parts.mean_loss))
 

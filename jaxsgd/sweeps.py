@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxsgd import _store, _validate, _validate_training, training
+from jaxsgd import _sharding, _store, _validate, _validate_training, training
 
 __all__ = ["Progress", "sweep"]
 
@@ -203,7 +203,7 @@ def _arrays(found: Any) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for name, value in found.items():
         dims, array = value if isinstance(value, tuple) else (None, value)
-        arrays[name] = np.asarray(array)
+        arrays[name] = _sharding.on_host(array)
         if dims is not None:
             _validate_training.dimensions(name, dims, arrays[name].ndim)
             arrays[_DIMS + name] = np.asarray(dims, dtype=str)
