@@ -71,8 +71,9 @@ class Shards:
 
     def _place(self, leaf: Any, first: tuple[str, ...] | None = None) -> Any:
         """An array divided by ``first`` along its first axis, and by no axis of the parts along the others."""
-        on_mesh = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
-        spec = [self._others(entry) for entry in leaf.sharding.spec] if on_mesh else []
+        sharding = _named(leaf)
+        here = sharding is not None and sharding.mesh == self.mesh
+        spec = [self._others(entry) for entry in sharding.spec] if here else []
         if first is not None:
             spec[:1] = [first]
         return jax.device_put(leaf, _layout(self.mesh, *spec))
@@ -87,10 +88,9 @@ def shards(data: PyTree) -> Shards | None:
     Under ``jax.jit`` there is nothing to be seen of that.
     """
     for leaf in jax.tree.leaves(data):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
-            sharding = leaf.sharding
-            if isinstance(sharding, NamedSharding) and sharding.shard_shape(leaf.shape)[:1] != leaf.shape[:1]:
-                return Shards(_mesh(leaf), _names(sharding.spec[0]))
+        sharding = _named(leaf)
+        if sharding is not None and sharding.shard_shape(leaf.shape)[:1] != leaf.shape[:1]:
+            return Shards(sharding.mesh, _names(sharding.spec[0]))
     return None
 
 
@@ -112,14 +112,12 @@ def _automatic(leaf: Any) -> Any:
                 f"axis_types=(AxisType.Auto,) * {len(mesh.axis_names)}), got {mesh.axis_types}"
             )
         return leaf
-    if not isinstance(leaf, jax.Array) or not isinstance(leaf.sharding, NamedSharding):
+    sharding = _named(leaf)
+    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return leaf
-    mesh = leaf.sharding.mesh
-    if AxisType.Explicit not in mesh.axis_types:
-        return leaf
-    axes = tuple(AxisType.Auto for _ in mesh.axis_names)
-    same = Mesh(mesh.devices, mesh.axis_names, axis_types=axes)
-    return jax.device_put(leaf, NamedSharding(same, leaf.sharding.spec))
+    mesh = sharding.mesh
+    same = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return jax.device_put(leaf, NamedSharding(same, sharding.spec))
 
 
 def beside(data: PyTree, tree: PyTree) -> PyTree:
@@ -141,8 +139,10 @@ def beside(data: PyTree, tree: PyTree) -> PyTree:
 def mesh_of(tree: PyTree) -> Mesh | None:
     """The several devices that an array lies on, the first that does so; None if all lie on one device."""
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh.size > 1:
-            return _mesh(leaf)
+        sharding = _named(leaf)
+        if sharding is not None and sharding.mesh.size > 1:
+            mesh: Mesh = sharding.mesh
+            return mesh
     return None
 
 
@@ -191,9 +191,11 @@ def _processes(mesh: Mesh) -> set[int]:
     return {device.process_index for device in mesh.devices.flat}
 
 
-def _mesh(leaf: Any) -> Mesh:
-    mesh: Mesh = leaf.sharding.mesh
-    return mesh
+def _named(leaf: Any) -> Any:
+    """The sharding of an array with values over the axes of a mesh; None for any other leaf."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return None
+    return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
 
 
 def _layout(mesh: Mesh, *spec: Any) -> NamedSharding:
