@@ -261,7 +261,7 @@ class _Run:
 
     def _settings(self, carry: Carry, params: PyTree, design: Any) -> dict[str, Any]:
         """What makes this run, and no other."""
-        arguments = (self.plan, carry, self.data, self.keys, self.rates)
+        shapes = jax.eval_shape(lambda *arrays: arrays, carry, self.data, self.keys, self.rates)  # on whatever devices
         return {
             "data": digest(self.data),
             "design": repr(design),
@@ -270,8 +270,8 @@ class _Run:
             "num_runs": self.keys.size if self.plan.has_runs else None,
             "num_steps": self.num_steps,
             "params": digest(params),
-            "evaluation": program_digest(_measure.trace(*arguments).jaxpr),
-            "program": program_digest(_advance.trace(*arguments, 0, 1).jaxpr),
+            "evaluation": program_digest(_measure.trace(self.plan, *shapes).jaxpr),
+            "program": program_digest(_advance.trace(self.plan, *shapes, 0, 1).jaxpr),
             "record_every": self.record_every,
         }
 

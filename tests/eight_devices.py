@@ -199,11 +199,11 @@ OPTIMIZER = optax.sgd(1e-3, momentum=0.9)
 
 @pytest.mark.parametrize("layout", ["parameters_anywhere", "parameters_split"])
 def test_runs_are_those_of_one_device(layout: str) -> None:
-    """To rounding, which 40 steps may make more of; and compiled once."""
+    """To rounding, which 40 steps may make more of. Compiled once; again where the optimizer's state comes to be split."""
     params, data = LAYOUTS[layout]()
     before = training._advance._cache_size()
     found = run(params, data)
-    assert training._advance._cache_size() == before + 1
+    assert training._advance._cache_size() == before + 1 + (layout == "parameters_split")
     assert_close(found, run(PARAMS, DATA), 1e-9)
 
 
