@@ -1,6 +1,6 @@
 """The variance of a minibatch gradient estimated from that one batch, and higher moments from a whole population.
 
-Imports ``kernels`` and ``_validate`` only.
+Imports ``_sharding``, ``_validate`` and ``kernels`` only.
 """
 
 from fractions import Fraction

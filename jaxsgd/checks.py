@@ -1,6 +1,6 @@
 """For those who do not want to take the engine on trust: every statistic against the plain loop over examples.
 
-Imports ``_gradients`` and ``_validate`` only.
+Imports ``_gradients``, ``_sharding`` and ``_validate`` only.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,12 @@
 ``(params, batch)`` that returns a :class:`PerExampleGradients`. Every statistic of the batch is a method of
 that object, computed in jitted code that keeps no more than the statistic needs.
 
-Imports ``_gradients``, ``_streamed`` and ``_validate`` only; knows no sampling design.
+The arrays may be split over the devices of a mesh; JAX's runtime then does the distributing. Inside ``jax.shard_map``
+beware of ``jax.grad``: with respect to parameters that are the same on all devices, it is, without a word, the sum of
+the gradients of all devices, unless they were cast by ``jax.lax.pcast(params, axis, to="varying")`` first. The
+functions here cast them: g_i is the gradient of example i alone, and sums over devices are the caller's to make.
+
+Imports ``_gradients``, ``_sharding``, ``_streamed`` and ``_validate`` only; knows no sampling design.
 """
 
 from collections.abc import Callable
@@ -46,6 +51,7 @@ def per_example_gradients(
             on one example (as a loss written for a batch does), or if ``memory_limit`` is less than one example needs.
 
     Guarantees:
+        - the same on any number of devices, up to rounding: what is kept of an example stays where the example is.
         - compiles once: calls with the same ``loss_fn`` and shapes share one compilation, also when
           ``per_example_gradients(loss_fn)`` is written anew each time.
 

@@ -4,8 +4,8 @@ A run is one compiled loop, called on the host for some steps at a time. How man
 does every part, so results depend neither on where a run was cut nor on whether it was killed and taken up again. What
 is drawn at a step depends on the key and the number of the step alone.
 
-Imports ``_checkpoints``, ``_draws``, ``_steps``, ``_validate``, ``_validate_training``, ``kernels`` and ``tracking``
-only.
+Imports ``_checkpoints``, ``_draws``, ``_sharding``, ``_steps``, ``_validate``, ``_validate_training``, ``kernels`` and
+``tracking`` only.
 """
 
 import itertools

@@ -56,6 +56,11 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_estimate_what_one_does(tmp_path: Path) -> None:
+    assert_well(in_two_processes("estimate", tmp_path))
+
+
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_other_and_a_rerun_resumes(tmp_path: Path) -> None:
     """With an error that says so, soon; and the resumed run is that of two processes that lived, bit for bit."""
     survivor, killed = in_two_processes("train_and_die", tmp_path / "killed")
@@ -82,6 +87,6 @@ def test_a_checkpoint_that_one_process_does_not_see_is_refused(tmp_path: Path) -
 @pytest.mark.slow
 def test_two_processes_share_the_cells_of_a_sweep(tmp_path: Path) -> None:
     assert_well(in_two_processes("share_a_sweep", tmp_path))
-    cells = [path.read_text().split() for path in tmp_path.glob("cells of *")]
-    assert sorted(sum(cells, [])) == ["1", "2", "3", "4", "5"]
+    cells = "".join(path.read_text() for path in tmp_path.glob("cells of *"))
+    assert sorted(cells.split()) == ["1", "2", "3", "4", "5"]
     assert (tmp_path / "table0").read_bytes() == (tmp_path / "table1").read_bytes()
