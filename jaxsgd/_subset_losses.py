@@ -1,6 +1,6 @@
 """A batch loss evaluated on the subsets of a batch that ``additivity`` needs, with a bound on rounding errors.
 
-Imports ``_batch_losses`` (evaluation) and ``_set_functions`` (the subsets) only.
+Imports ``_batch_losses`` (evaluation), ``_set_functions`` (the subsets) and ``_sharding`` only.
 """
 
 from dataclasses import dataclass

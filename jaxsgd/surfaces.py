@@ -1,8 +1,8 @@
 """Error surfaces: the losses of single examples, and so their mean, as functions of θ along a few directions.
 
 An error surface is a function of the parameters. Every example has its own, θ ↦ L_i(θ), and the surface that training
-descends is their mean; at any θ all of them are evaluated at the same place. Imports ``_curves``, ``kernels`` and
-``_validate`` only.
+descends is their mean; at any θ all of them are evaluated at the same place. Imports ``_curves``, ``_sharding``,
+``_validate`` and ``kernels`` only.
 """
 
 from dataclasses import dataclass
