@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from own_designs import Bernoulli, Unequal
 from registry import gradients_given, linear_loss, measured
 
 import jaxsgd
 from jaxsgd import (
+    _sharding,
     _store,
     _tradeoff,
     batch_size,
@@ -206,6 +208,18 @@ def changing(counter: list[float]) -> Any:
 Case = tuple[type[Exception], str, Callable[[Any, Any], Any]]
 
 
+def trained_apart(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A run of several processes that do not read the same checkpoint."""
+    monkeypatch.setattr(_sharding, "agree", lambda mesh, number: False)
+    return trained(checkpoint=path / "run.npz")
+
+
+def on_explicit_axes() -> Any:
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    batch = jax.device_put(jnp.ones(4), NamedSharding(mesh, PartitionSpec("data")))
+    return jax.jit(lambda batch: gradients(batch=batch).squared_norms())(batch)
+
+
 def trained(design: Any = None, optimizer: Any = None, **options: Any) -> Any:
     loss_fn, params, data = problems.line_fit()
     optimizer, design = optimizer or optax.sgd(0.1), design or designs.WithReplacement(2)
@@ -251,6 +265,13 @@ def twice(monitor: Any) -> Any:
 
 
 TRAINING: list[Case] = [
+    (ValueError, "checkpoint must be in a folder that all processes of the run share, got … run.npz", trained_apart),
+    (
+        ValueError,
+        "arrays under jax.jit must lie on a mesh with automatic axes, as of jax.make_mesh(shape, names, "
+        "axis_types=(AxisType.Auto,) * 1), got (Explicit,)",
+        lambda *_: on_explicit_axes(),
+    ),
     (ValueError, "num_steps must be at least 1, got 0", lambda *_: trained(num_steps=0)),
     (ValueError, "record_every must be at least 1, got 0", lambda *_: trained(record_every=0)),
     (TypeError, "key must be a key such as jax.random.key(0), got 0", lambda *_: trained(key=0)),
