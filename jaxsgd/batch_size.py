@@ -90,7 +90,8 @@ def relative_cost(noise_scale: Any, batch_size: Any) -> RelativeCost:
     >>> cost.steps.tolist(), cost.examples.tolist()
     ([5.0, 2.0, 1.25], [1.25, 2.0, 5.0])
     """
-    B, M = _noise_scale(noise_scale), jnp.asarray(batch_size)
+    B = _noise_scale(noise_scale)
+    M = jnp.asarray(batch_size, B.dtype)
     return RelativeCost(1 + B / M, 1 + M / B)
 
 
@@ -114,7 +115,8 @@ def adascale_gain(noise_scale: Any, scale: Any, *, base_batch_size: int = 1) -> 
     """
     _validate.positive_integer(base_batch_size=base_batch_size)
     relative = _noise_scale(noise_scale) / base_batch_size
-    return jnp.where(jnp.isinf(relative), scale, (relative + 1) / (relative / scale + 1))
+    S = jnp.asarray(scale, relative.dtype)
+    return jnp.where(jnp.isinf(relative), S, (relative + 1) / (relative / S + 1))
 
 
 def cabs_batch_size(trace_covariance: Any, mean_loss: Any, learning_rate: Any) -> Float[Array, "..."]:

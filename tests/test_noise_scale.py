@@ -302,7 +302,7 @@ def test_curvature_is_that_of_the_whole_matrices(num_examples: int) -> None:
     data = jax.random.normal(jax.random.key(0), (num_examples, 3))
     params = {"a": jnp.ones((3, 2)) * 0.3, "b": jnp.asarray([1.0, -2.0])}
     problem = problems.Problem(
-        lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) + x[0] * p["a"][0, 0] ** 2, params, data
+        lambda p, x: (jnp.tanh(x @ p["a"]) @ p["b"] - x[0] * p["a"][0, 0] ** 2 - 3) ** 2, params, data
     )
     law = jaxsgd.hessian_noise_scale(*problem)
     np.testing.assert_allclose([law.gradient_curvature, law.noise_curvature], dense(problem), rtol=1e-10)
