@@ -117,6 +117,20 @@ class Outer:
         left, right = self._arrays()
         return Outer(left, right * scales.astype(right.dtype)[:, None, None, None], self.layout)
 
+    def minus(self, other: Any, coefficient: Float[Array, ""]) -> Any:
+        """The gradients g_i − β h_i, as factors of 2t positions where those of h have the shapes of these.
+
+        AᵀB − βCᵀD = (A − C)ᵀB + Cᵀ(B − βD), in which no digit cancels where β is 1 and g_i and h_i are nearly equal.
+        """
+        if not isinstance(other, Outer) or (other.layout, other.sizes) != (self.layout, self.sizes):
+            return Dense(self.materialize(), "a difference").minus(other, coefficient)
+        (left, right), (left2, right2) = self._arrays(), other._arrays()
+        return Outer(
+            jnp.concatenate([left - left2, left2], axis=2),
+            jnp.concatenate([right, right - coefficient.astype(right.dtype) * right2], axis=2),
+            self.layout,
+        )
+
     def mean(self) -> Array:
         """(1/n) Σ g_i."""
         return self.layout(_contract(*self._arrays()) / self.count)
