@@ -184,8 +184,20 @@ class Outer:
         if 4 * t * (i + o) > i * o and t > 1:
             mean = _contract(left, right * shares[:, None, None, None])
             return jnp.sum(weights * self._each(lambda block: jnp.sum((block - mean) ** 2)))
-        centered, shift = self._centered(shares)
+        centered, shift = self._balanced()._centered(shares)
         return jnp.sum(weights * centered.squared_norms()) - weights.sum() * jnp.sum(shift**2)
+
+    def _balanced(self) -> "Outer":
+        """The same products from sides that are equally large in every example.
+
+        Scales, such as 1/p_i of rare examples, may have made one side huge and the other tiny, and a mean of either
+        would drown the others.
+        """
+        left, right = self._arrays()
+        a, b = (jnp.sqrt(jnp.max(jnp.abs(side), axis=(1, 2, 3), initial=0, keepdims=True)) for side in (left, right))
+        both = (a > 0) & (b > 0)
+        shift = jnp.where(both, b / jnp.where(a > 0, a, jnp.ones_like(a)), jnp.ones_like(a))
+        return Outer(left * shift, right / shift, self.layout)
 
     def _centered(self, shares: Float[Array, " n"] | None = None) -> tuple["Outer", Array]:
         """h_i = g_i − ĀᵀB̄ as factors of 2t positions, and the mean of h, with means weighted by ``shares`` if given.

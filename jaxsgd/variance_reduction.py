@@ -109,17 +109,9 @@ class _Estimator:
             return draws, draw._replace(indices=jnp.arange(population_size)), data
         return draws, draw, jax.tree.map(lambda leaf: leaf[draw.indices], data)
 
-    def _controlled(
-        self,
-        difference: kernels.PerExampleGradients,
-        weights: Float[Array, " m"],
-        state: Any,
-        params: PyTree,
-        size: int,
-    ) -> PyTree:
+    def _controlled(self, total: PyTree, mean: PyTree, params: PyTree, data: PyTree) -> PyTree:
         """Σ w_j d_j + h̄, in the dtypes of the parameters."""
-        v = with_mean(self.design, difference.weighted_sum(weights), state.mean, 1.0, size)
-        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), v, params)
+        return _like(params, with_mean(self.design, total, mean, 1.0, len(jax.tree.leaves(data)[0])))
 
 
 @dataclass(frozen=True)
