@@ -3,9 +3,9 @@
 Command    python -m experiments variance_reduction
 Run time   about 20 seconds on two cores
 Expected   on digits, importance sampling leaves 99% of the noise at initialization and about a sixth at the end,
-           stratification by class a sixth at initialization and most of it at the end; SVRG with a snapshot of an epoch
-           ago and SAGA leave less than a thousandth at the end; with the snapshot at initialization SVRG has hundreds of
-           times the noise of SGD; near the snapshot its noise is as the squared distance to it
+           stratification by class a sixth at initialization and most of it at the end; SVRG with a snapshot of an
+           epoch ago and SAGA leave less than a hundredth at the end; with the snapshot at initialization SVRG has
+           hundreds of times the noise of SGD; near the snapshot its noise is as the squared distance to it
 
 Variances are exact: those of each design along full-batch gradient descent, over those of uniform sampling at the same
 batch size, with replacement for importance sampling and without for all else. A step of SVRG takes two gradients of
@@ -71,9 +71,11 @@ def compute(config: Config) -> dict[str, np.ndarray]:
         age = len(jax.tree.leaves(problem.data)[0]) // config.batch_size
         path = follow(problem, saga, PROBLEMS[name][2], steps, age, jax.random.key(config.seed + 1))
         if name in PANELS:
-            along.append([measure(problem, design, *path[t], path[max(t - age, 0)][0]) for t in steps.tolist()])
+            points = [(*path[t], path[max(t - age, 0)][0]) for t in steps.tolist()]
+            along.append(measure(problem, design, points))
         last = path[config.num_steps][0]
-        between.append([between_points(problem, design, last, fraction) for fraction in fractions])
+        between.append(between_points(problem, design, last, fractions))
+    alone = estimators.exact(designs.WithoutReplacement(1), gradients(problem, last)).variance
     return {
         "step": steps,
         "fraction": fractions,
@@ -81,8 +83,7 @@ def compute(config: Config) -> dict[str, np.ndarray]:
         "bias": np.array(along)[..., 4:],
         "between": np.array(between)[..., :2],
         "coefficient": np.array(between)[..., 2],
-        "linear": of_linear_regression(problem, last)
-        / float(estimators.exact(designs.WithoutReplacement(1), gradients(problem, last)).variance),
+        "linear": of_linear_regression(problem, last) / float(alone),
     }
 
 
@@ -112,51 +113,67 @@ def follow(problem: problems.Problem, saga: Any, rate: float, steps: Any, age: i
         return jax.lax.fori_loop(0, count, step, state)
 
     found, now = {}, 0
-    state = problem.params, saga.init(key, problem.params, problem.data)
+    state = problem.params, jax.jit(saga.init)(key, problem.params, problem.data)
     for stop in np.unique(np.concatenate([steps, np.maximum(steps - age, 0)])).tolist():
         state, now = advance(stop - now, state), stop
         found[stop] = state
     return found
 
 
-def measure(problem: problems.Problem, design: Any, params: Any, state: Any, snapshot: Any) -> list[float]:
-    """Variance ratios of the four methods; the bias of SAGA, that of SAG, and how far the latter is from its formula."""
-    g, M, mean = gradients(problem, params), design.batch_size, gradients(problem, params).mean()
-    labels = np.asarray(problem.data["y"]).astype(int)
-    without, drawn = (float(estimators.exact(law, g).variance) for law in (design, designs.WithReplacement(M)))
-    importance = estimators.exact(designs.Importance(estimators.optimal_probabilities(g), M), g)
-    stratified = estimators.exact(designs.Stratified.proportional(labels, M), g)
-    svrg = variance_reduction.exact(design, g, gradients(problem, snapshot))
-    saga = variance_reduction.exact(design, g, state.table)
-    sag = variance_reduction.exact(variance_reduction.Inclusion(design), g, state.table)
-    stated = jax.tree.map(lambda a, b: (1 - M / g.count) * (b - a), mean, state.table.mean())
-    bias = jax.tree.map(jnp.subtract, sag.mean, mean)
-    scale = float(jnp.sqrt(g.squared_norms()).mean())
-    errors = [distance(saga.mean, mean), distance(sag.mean, mean), distance(bias, stated)]
-    ratios = [float(importance.variance) / drawn, *(float(x.variance) / without for x in (stratified, svrg, saga))]
-    return [*ratios, *(error / scale for error in errors)]
+def measure(problem: problems.Problem, design: Any, points: list[Any]) -> np.ndarray:
+    """At every (params, state, snapshot), four ratios of variances, and three errors over the mean norm of gradients.
+
+    Of the methods; and the biases of SAGA and of SAG, and how far the latter is from its formula.
+    """
+    labels, M = np.asarray(problem.data["y"]).astype(int), design.batch_size
+    stratified = designs.Stratified.proportional(labels, M)
+
+    @jax.jit
+    def laws(params: Any, state: Any, snapshot: Any) -> Any:
+        g, h = gradients(problem, params), gradients(problem, snapshot)
+        of_saga = variance_reduction.exact(design, g, state.table)
+        of_sag = variance_reduction.exact(variance_reduction.Inclusion(design), g, state.table)
+        of_others = estimators.exact(stratified, g), variance_reduction.exact(design, g, h), of_saga
+        plain = estimators.exact(design, g).variance
+        ratios = [law.variance / plain for law in of_others]
+        mean = g.mean()
+        stated = jax.tree.map(lambda a, b: a + (1 - M / g.count) * (b - a), mean, state.table.mean())
+        errors = distance(of_saga.mean, mean), distance(of_sag.mean, mean), distance(of_sag.mean, stated)
+        return g, [*ratios, *(error / jnp.sqrt(g.squared_norms()).mean() for error in errors)]
+
+    def with_importance(*point: Any) -> list[float]:
+        g, found = laws(*point)
+        importance = designs.Importance(estimators.optimal_probabilities(g), M)
+        return [estimators.design_effect(importance, g), *map(float, found)]
+
+    return np.array([with_importance(*point) for point in points])
 
 
-def between_points(problem: problems.Problem, design: Any, params: Any, fraction: float) -> list[float]:
-    """SVRG's variance ratio with a snapshot some way back to the start; with the best coefficient; that coefficient."""
-    g = gradients(problem, params)
-    h = gradients(problem, jax.tree.map(lambda a, b: a + fraction * (b - a), params, problem.params))
-    plain = float(estimators.exact(design, g).variance)
-    best = variance_reduction.optimal_coefficient(design, g, h)
-    svrg = float(variance_reduction.exact(design, g, h).variance)
-    return [svrg / plain, float(best.variance) / plain, float(best.value)]
+def between_points(problem: problems.Problem, design: Any, last: Any, fractions: np.ndarray) -> np.ndarray:
+    """SVRG's variance ratio with snapshots on the way back to the start; with the best coefficient; the coefficient."""
+    g = gradients(problem, last)
+    plain = estimators.exact(design, g).variance
+
+    @jax.jit
+    def at(fraction: Any) -> Any:
+        h = gradients(problem, jax.tree.map(lambda a, b: a + fraction * (b - a), last, problem.params))
+        best = variance_reduction.optimal_coefficient(design, g, h)
+        svrg = variance_reduction.exact(design, g, h).variance
+        return jnp.stack([svrg / plain, best.variance / plain, best.value])
+
+    return np.stack([at(fraction) for fraction in fractions])
 
 
 def of_linear_regression(problem: problems.Problem, params: Any) -> np.ndarray:
-    """tr Cov of H_i δ = x_i x_iᵀ δ for the way δ from a point to the start, which is all of SVRG's noise at M = 1."""
+    """SVRG's variance at M = 1, tr Cov H_i δ with H_i δ = x_i x_iᵀ δ and δ the way from a point to the start."""
     x, delta = np.asarray(problem.data["x"]), np.asarray(params - problem.params)
     return np.var(x * (x @ delta)[:, None], axis=0).sum()
 
 
-def distance(a: Any, b: Any) -> float:
+def distance(a: Any, b: Any) -> jax.Array:
     """‖a − b‖ of two pytrees."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return float(np.sqrt(sum(float(jnp.sum((x - y) ** 2)) for x, y in pairs)))
+    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum((x - y) ** 2) for x, y in pairs])))
 
 
 def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
