@@ -2,16 +2,17 @@
 
 Command    python -m experiments variance_reduction
 Run time   about 20 seconds on two cores
-Expected   on digits, importance sampling leaves 99% of the noise at initialization and about a sixth at the end,
-           stratification by class a sixth at initialization and most of it at the end; SVRG with a snapshot of an
-           epoch ago and SAGA leave less than a hundredth at the end; with the snapshot at initialization SVRG has
-           hundreds of times the noise of SGD; near the snapshot its noise is as the squared distance to it
+Expected   on digits, importance sampling leaves 99% of the noise at initialization and a tenth at the end,
+           stratification by class a sixth at initialization and 95% at the end; SVRG with a snapshot of an epoch ago,
+           and SAGA, have more noise than SGD while gradients change fast, and at most 0.3% of it at the end; near the
+           snapshot SVRG's noise is as the squared distance to it, with the very first one 51 times that of SGD
 
 Variances are exact: those of each design along full-batch gradient descent, over those of uniform sampling at the same
 batch size, with replacement for importance sampling and without for all else. A step of SVRG takes two gradients of
-every example in its batch. The network is small and its steps have no noise: snapshots last longer than in deep
-networks, where A. Defazio and L. Bottou ("On the ineffectiveness of variance reduced optimization for deep learning",
-NeurIPS 2019) find little left of their use after a fraction of an epoch.
+every example in its batch, and a full one for each snapshot. Convexity is no protection: the logistic regression has
+5.5 times the noise with a snapshot of an epoch ago at first. That an old snapshot adds noise is what A. Defazio and
+L. Bottou ("On the ineffectiveness of variance reduced optimization for deep learning", NeurIPS 2019) find in deep
+networks all along; this network is small and its steps have no noise, and snapshots become good ones.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ METHODS = {
 }
 NETWORK, LOGISTIC, LINEAR = "digits, network", "breast cancer, logistic", "diabetes, linear"
 PANELS = (NETWORK, LOGISTIC)
-PROBLEMS = {NETWORK: (COLORS[1], "s", 0.5), LOGISTIC: (COLORS[2], "^", 0.2), LINEAR: ("black", "o", 0.2)}  # last: η
+PROBLEMS = {NETWORK: (COLORS[1], "s"), LOGISTIC: (COLORS[2], "^"), LINEAR: ("black", "o")}
+CONVEX_RATE = 0.2  # the step size of the other two
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Config:
     """Width of the hidden layer of the network on digits."""
     batch_size: int = 32
     """Examples in a batch."""
+    learning_rate: float = 0.5
+    """Step size of the network's gradient descent."""
     num_steps: int = 2000
     """Steps of full-batch gradient descent."""
     num_points: int = 16
@@ -57,7 +61,7 @@ class Config:
     """Seed of everything random."""
 
 
-QUICK = Config(num_examples=300, hidden=8, num_steps=1000, num_points=8)
+QUICK = Config(num_examples=300, hidden=8, batch_size=10, learning_rate=1.0, num_steps=1000, num_points=10)
 
 
 def compute(config: Config) -> dict[str, np.ndarray]:
@@ -67,9 +71,10 @@ def compute(config: Config) -> dict[str, np.ndarray]:
     along, between = [], []
     for name, problem in progress(given(config).items(), "problems"):
         design = designs.WithoutReplacement(config.batch_size)
+        rate = config.learning_rate if name == NETWORK else CONVEX_RATE
         saga = variance_reduction.SAGA(problem.loss_fn, design)
         age = len(jax.tree.leaves(problem.data)[0]) // config.batch_size
-        path = follow(problem, saga, PROBLEMS[name][2], steps, age, jax.random.key(config.seed + 1))
+        path = follow(problem, saga, rate, steps, age, jax.random.key(config.seed + 1))
         if name in PANELS:
             points = [(*path[t], path[max(t - age, 0)][0]) for t in steps.tolist()]
             along.append(measure(problem, design, points))
@@ -203,8 +208,11 @@ def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
     require(stratified[-1] > 0.7, f"what stratification does must fade, got {stratified[-1]:.2f}")
     last = ratio[:, -1, 2:].max()
     require(last < 0.05, f"SVRG and SAGA must leave little noise at the end, got {last:.3f}")
-    most = ratio[1, :, 3].max()
-    require(most > 1, f"SAGA must add noise while gradients change fast, got at most {most:.2f} on {LOGISTIC}")
+    for panel, values in zip(PANELS, ratio[:, :, 2:].max(axis=1), strict=True):
+        require(
+            values.min() > 1,
+            f"old gradients must add noise while new ones change fast on {panel}, got {values.min():.2f}",
+        )
     ends = {
         f"{panel}, {method}": [float(ratio[i, 0, k]), float(ratio[i, :, k].max()), float(ratio[i, -1, k])]
         for i, panel in enumerate(PANELS)
@@ -240,16 +248,16 @@ def draw(results: dict[str, np.ndarray]) -> Figure:
             seen = values > 0
             axes.plot(results["step"][seen] + 1, values[seen], color=color, marker=marker, linestyle=dash, label=name)
         axes.set(title=panel, xlabel="1 + step of gradient descent")
-    for (name, (color, marker, _)), values in zip(PROBLEMS.items(), results["between"], strict=True):
+    for (name, (color, marker)), values in zip(PROBLEMS.items(), results["between"], strict=True):
         right.plot(results["fraction"], values[:, 0], color=color, marker=marker, label=name)
         right.plot(results["fraction"], values[:, 1], color=color, linestyle=":")
     right.plot([], [], color="0.4", linestyle=":", label=r"best coefficient $\beta^*$")
     right.set(title="SVRG at the end of the run", xlabel="snapshot: part of the way back to the start")
     for axes in figure.axes:
-        axes.set(xscale="log", yscale="log", ylim=(1e-6, 1e3))
+        axes.set(xscale="log", yscale="log", ylim=(3e-7, 3e2))
         axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
         axes.title.set_fontsize("small")
     left[0].set_ylabel(r"variance $\div$ that of uniform sampling")
     left[0].legend(fontsize="x-small", loc="lower left")
-    right.legend(fontsize="x-small", loc="lower right")
+    right.legend(fontsize="x-small", loc="upper left")
     return figure
