@@ -65,22 +65,23 @@ QUICK = Config(num_examples=300, hidden=8, batch_size=10, learning_rate=1.0, num
 
 
 def compute(config: Config) -> dict[str, np.ndarray]:
-    """Exact variances along three runs, and between the last point of each and its first."""
+    """Exact variances along two runs, and between the last point of each and its first; of a line of points in a third.
+
+    The third problem is a linear regression, whose last point is its minimum.
+    """
     steps = np.unique(np.append(0, np.geomspace(1, config.num_steps, config.num_points - 1).round())).astype(int)
     fractions = np.geomspace(1e-3, 1, 13)
+    design = designs.WithoutReplacement(config.batch_size)
     along, between = [], []
-    for name, problem in progress(given(config).items(), "problems"):
-        design = designs.WithoutReplacement(config.batch_size)
+    *runs, (_, linear) = given(config).items()
+    for name, problem in progress(runs, "problems"):
         rate = config.learning_rate if name == NETWORK else CONVEX_RATE
-        saga = variance_reduction.SAGA(problem.loss_fn, design)
         age = len(jax.tree.leaves(problem.data)[0]) // config.batch_size
-        path = follow(problem, saga, rate, steps, age, jax.random.key(config.seed + 1))
-        if name in PANELS:
-            points = [(*path[t], path[max(t - age, 0)][0]) for t in steps.tolist()]
-            along.append(measure(problem, design, points))
-        last = path[config.num_steps][0]
-        between.append(between_points(problem, design, last, fractions))
-    alone = estimators.exact(designs.WithoutReplacement(1), gradients(problem, last)).variance
+        path = follow(problem, design, rate, steps, age, jax.random.key(config.seed + 1))
+        along.append(measure(problem, design, [(*path[t], path[max(t - age, 0)][0]) for t in steps.tolist()]))
+        between.append(between_points(problem, design, path[config.num_steps][0], fractions))
+    minimum = jnp.asarray(np.linalg.lstsq(*(np.asarray(linear.data[name]) for name in "xy"))[0])
+    between.append(between_points(linear, design, minimum, fractions))
     return {
         "step": steps,
         "fraction": fractions,
@@ -88,7 +89,7 @@ def compute(config: Config) -> dict[str, np.ndarray]:
         "bias": np.array(along)[..., 4:],
         "between": np.array(between)[..., :2],
         "coefficient": np.array(between)[..., 2],
-        "linear": of_linear_regression(problem, last) / float(alone),
+        "linear": of_linear_regression(linear, minimum),
     }
 
 
@@ -104,8 +105,9 @@ def gradients(problem: problems.Problem, params: Any) -> jaxsgd.PerExampleGradie
     return jaxsgd.per_example_gradients(problem.loss_fn)(params, problem.data)
 
 
-def follow(problem: problems.Problem, saga: Any, rate: float, steps: Any, age: int, key: Any) -> dict[int, Any]:
+def follow(problem: problems.Problem, design: Any, rate: float, steps: Any, age: int, key: Any) -> dict[int, Any]:
     """Parameters and SAGA's table after each of the steps, and ``age`` steps before, of full-batch descent."""
+    saga = variance_reduction.SAGA(problem.loss_fn, design)
 
     @jax.jit
     def advance(count: Any, state: Any) -> Any:
@@ -170,9 +172,11 @@ def between_points(problem: problems.Problem, design: Any, last: Any, fractions:
 
 
 def of_linear_regression(problem: problems.Problem, params: Any) -> np.ndarray:
-    """SVRG's variance at M = 1, tr Cov H_i δ with H_i δ = x_i x_iᵀ δ and δ the way from a point to the start."""
-    x, delta = np.asarray(problem.data["x"]), np.asarray(params - problem.params)
-    return np.var(x * (x @ delta)[:, None], axis=0).sum()
+    """SVRG's ratio, tr Cov H_i δ / tr Cov g_i with H_i δ = x_i x_iᵀ δ and δ the way from a point to the start."""
+    x, y = (np.asarray(problem.data[name]) for name in "xy")
+    delta = np.asarray(params - problem.params)
+    far, own = x * (x @ delta)[:, None], x * (x @ np.asarray(params) - y)[:, None]
+    return np.var(far, axis=0).sum() / np.var(own, axis=0).sum()
 
 
 def distance(a: Any, b: Any) -> jax.Array:
