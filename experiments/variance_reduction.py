@@ -10,9 +10,9 @@ Expected   on digits, importance sampling leaves 99% of the noise at initializat
 Variances are exact: those of each design along full-batch gradient descent, over those of uniform sampling at the same
 batch size, with replacement for importance sampling and without for all else. A step of SVRG takes two gradients of
 every example in its batch, and a full one for each snapshot. Convexity is no protection: the logistic regression has
-5.5 times the noise early on. That an old snapshot adds noise is what A. Defazio and
-L. Bottou ("On the ineffectiveness of variance reduced optimization for deep learning", NeurIPS 2019) find in deep
-networks all along; this network is small and its steps have no noise, and snapshots become good ones.
+5.5 times the noise early on. That an old snapshot adds noise is what A. Defazio and L. Bottou ("On the ineffectiveness
+of variance reduced optimization for deep learning", NeurIPS 2019) find in deep networks all along; this network is
+small, its steps have no noise, and its snapshots become good ones.
 """
 
 from dataclasses import dataclass
