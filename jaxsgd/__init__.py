@@ -21,7 +21,7 @@ Modules, and the only modules of the package that each may import:
     _factors     :
     _dense       : _factors
     _outer       : _dense, _factors
-    _sparse      : _factors
+    _sparse      : _dense, _factors
     _shifted     : _dense, _factors
     _recipe      : _dense, _outer, _shifted, _sparse, _jaxpr
     _convolution : _factors, _outer, _jaxpr, _recipe
@@ -68,6 +68,8 @@ Modules, and the only modules of the package that each may import:
     estimators   : _batch_losses, _comparison, _curves, _descent, _exact, _populations, _sample_estimates, _factors,
                    kernels, designs, _validate
     surfaces     : _curves, kernels, _sharding, _validate
+    _control_variates : _validate_designs, designs, estimators, kernels
+    variance_reduction : _control_variates, _draws, estimators, kernels, _validate
     problems     : _validate
     _exchange_cases :
     _typical_losses :
@@ -117,6 +119,7 @@ from jaxsgd import (
     tails,
     tracking,
     training,
+    variance_reduction,
 )
 from jaxsgd.additivity import check_additivity
 from jaxsgd.checks import check_per_example
@@ -167,4 +170,5 @@ __all__ = [
     "tracking",
     "training",
     "two_batch_noise_scale",
+    "variance_reduction",
 ]

@@ -52,6 +52,11 @@ class Dense:
         rows = self._rows()
         return Dense((rows * scales.astype(rows.dtype)[:, None]).reshape(self.value.shape), self.why)
 
+    def minus(self, other: Any, coefficient: Float[Array, ""]) -> "Dense":
+        """The gradients g_i − β h_i, with h_i those of any factor of the same parameter."""
+        values = accumulated(other.materialize())
+        return Dense(accumulated(self.value) - coefficient.astype(values.dtype) * values, self.why)
+
     def mean(self) -> Array:
         """(1/n) Σ g_i."""
         if self.summary is not None and self.summary[0] is not None:

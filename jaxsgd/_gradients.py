@@ -90,6 +90,22 @@ class PerExampleGradients:
         _validate.vector(self.count, scales=scales)
         return _compiled("_scaled", self, scales)
 
+    def minus(self, other: "PerExampleGradients", coefficient: Any = 1.0) -> "PerExampleGradients":
+        """The differences g_i − β h_i, in factored form where both are, with ``coefficient`` β.
+
+        They are the gradients of L(θ, x_i) − β L(θ̃, x_i) with respect to a change of θ and θ̃ alike, and everything that
+        holds for per-example gradients holds for them. The losses are subtracted too.
+
+        Args:
+            other: gradients h of the same parameters and number of examples.
+            coefficient: β, one number.
+        """
+        if not self.factors or not other.factors:
+            raise ValueError("other must be gradients that are kept, as these must be: without a memory_limit")
+        if (other.structure, other._shapes(), other.count) != (self.structure, self._shapes(), self.count):
+            raise ValueError("other must hold gradients of the same parameters and of as many examples")
+        return _compiled("_minus", self, other, jnp.asarray(coefficient))
+
     def second_moment(self) -> PyTree:
         """(1/n) Σ g_i², coordinate by coordinate, a pytree like ``params``."""
         return _compiled("_second_moment", self)
@@ -165,6 +181,11 @@ class PerExampleGradients:
     def _scaled(self, scales: Float[Array, " n"]) -> "PerExampleGradients":
         losses = self.example_losses * scales.astype(self.example_losses.dtype)
         factors = tuple(factor.scaled(scales) for factor in self.factors)
+        return PerExampleGradients(losses, self.structure, factors, self.rules)
+
+    def _minus(self, other: "PerExampleGradients", coefficient: Float[Array, ""]) -> "PerExampleGradients":
+        losses = self.losses() - coefficient.astype(other.losses().dtype) * other.losses()
+        factors = tuple(a.minus(b, coefficient) for a, b in zip(self.factors, other.factors, strict=True))
         return PerExampleGradients(losses, self.structure, factors, self.rules)
 
     def _coordinate_deviations(self) -> PyTree:

@@ -117,6 +117,20 @@ class Outer:
         left, right = self._arrays()
         return Outer(left, right * scales.astype(right.dtype)[:, None, None, None], self.layout)
 
+    def minus(self, other: Any, coefficient: Float[Array, ""]) -> Any:
+        """The gradients g_i − β h_i, as factors of 2t positions where those of h have the shapes of these.
+
+        AᵀB − βCᵀD = (A − C)ᵀB + Cᵀ(B − βD), in which no digit cancels where β is 1 and g_i and h_i are nearly equal.
+        """
+        if not isinstance(other, Outer) or (other.layout, other.sizes) != (self.layout, self.sizes):
+            return Dense(self.materialize(), "a difference").minus(other, coefficient)
+        (left, right), (left2, right2) = self._arrays(), other._arrays()
+        return Outer(
+            jnp.concatenate([left - left2, left2], axis=2),
+            jnp.concatenate([right, right - coefficient.astype(right.dtype) * right2], axis=2),
+            self.layout,
+        )
+
     def mean(self) -> Array:
         """(1/n) Σ g_i."""
         return self.layout(_contract(*self._arrays()) / self.count)
@@ -170,8 +184,20 @@ class Outer:
         if 4 * t * (i + o) > i * o and t > 1:
             mean = _contract(left, right * shares[:, None, None, None])
             return jnp.sum(weights * self._each(lambda block: jnp.sum((block - mean) ** 2)))
-        centered, shift = self._centered(shares)
+        centered, shift = self._balanced()._centered(shares)
         return jnp.sum(weights * centered.squared_norms()) - weights.sum() * jnp.sum(shift**2)
+
+    def _balanced(self) -> "Outer":
+        """The same products from sides that are equally large in every example.
+
+        Scales, such as 1/p_i of rare examples, may have made one side huge and the other tiny, and a mean of either
+        would drown the others.
+        """
+        left, right = self._arrays()
+        a, b = (jnp.sqrt(jnp.max(jnp.abs(side), axis=(1, 2, 3), initial=0, keepdims=True)) for side in (left, right))
+        both = (a > 0) & (b > 0)
+        shift = jnp.where(both, b / jnp.where(a > 0, a, jnp.ones_like(a)), jnp.ones_like(a))
+        return Outer(left * shift, right / shift, self.layout)
 
     def _centered(self, shares: Float[Array, " n"] | None = None) -> tuple["Outer", Array]:
         """h_i = g_i − ĀᵀB̄ as factors of 2t positions, and the mean of h, with means weighted by ``shares`` if given.

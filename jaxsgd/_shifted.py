@@ -48,6 +48,13 @@ class Shifted:
         """The gradients s_i g_i, of which no part is shared any more."""
         return Dense(self.materialize(), "shared in part").scaled(scales)
 
+    def minus(self, other: Any, coefficient: Float[Array, ""]) -> Any:
+        """The gradients g_i − β f_i; what each of the two shares stays shared."""
+        if not isinstance(other, Shifted):
+            return Dense(self.materialize(), "shared in part").minus(other, coefficient)
+        shift = self._shift - coefficient.astype(other._shift.dtype) * other._shift
+        return Shifted(self.base.minus(other.base, coefficient), shift)
+
     def mean(self) -> Array:
         """(1/n) Σ g_i."""
         return self.base.mean() + self._shift

@@ -1,7 +1,7 @@
 """Per-example gradients with respect to a table of which every example uses a few rows.
 
 The algebra is that of ``_outer``: a table of a hundred thousand rows is never formed for each example. Imports
-``_factors`` only.
+``_dense`` and ``_factors`` only.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsgd._dense import Dense
 from jaxsgd._factors import Flops, accumulated, einsum, examples_at_a_time
 
 
@@ -64,6 +65,14 @@ class Sparse:
         """The gradients s_i g_i."""
         rows = accumulated(self.rows)
         return Sparse(self.indices, rows * scales.astype(rows.dtype)[:, None, None], self.shape)
+
+    def minus(self, other: Any, coefficient: Float[Array, ""]) -> Any:
+        """The gradients g_i − β h_i, as the rows of both."""
+        if not isinstance(other, Sparse):
+            return Dense(self.materialize(), "a difference").minus(other, coefficient)
+        rows, rows2 = accumulated(self.rows), accumulated(other.rows)
+        indices = jnp.concatenate([self.indices, other.indices], axis=1)
+        return Sparse(indices, jnp.concatenate([rows, -coefficient.astype(rows2.dtype) * rows2], axis=1), self.shape)
 
     def mean(self) -> Array:
         """(1/n) Σ g_i."""

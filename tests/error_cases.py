@@ -35,6 +35,7 @@ from jaxsgd import (
     tails,
     tracking,
     training,
+    variance_reduction,
 )
 from jaxsgd.noise_scale import noise_scale_law
 
@@ -394,6 +395,56 @@ TRAINING: list[Case] = [
         lambda folder, monkeypatch: without("tensorboardX", lambda: tracking.TensorBoardWriter(folder), monkeypatch),
     ),
 ]
+
+
+VARIANCE_REDUCTION: list[Case] = [
+    (
+        ValueError,
+        "other must hold gradients of the same parameters and of as many examples",
+        lambda *_: G.minus(PAIR),
+    ),
+    (
+        ValueError,
+        "other must hold gradients of the same parameters and of as many examples",
+        lambda *_: variance_reduction.exact(designs.WithoutReplacement(1), G, G.take(slice(2))),
+    ),
+    (
+        ValueError,
+        "other must be gradients that are kept, as these must be: without a memory_limit",
+        lambda *_: streamed().minus(streamed()),
+    ),
+    (
+        ValueError,
+        "the variance of control under WithoutReplacement(batch_size=4) must be positive, got 0.0",
+        lambda *_: variance_reduction.optimal_coefficient(designs.WithoutReplacement(4), G, G),
+    ),
+    (
+        ValueError,
+        "population_size must be at most 4096 for the covariance of Inclusion( … got 4098: use estimators.monte_carlo",
+        lambda *_: variance_reduction.Inclusion(designs.Systematic(2)).weight_covariance(4098),
+    ),
+    (
+        ValueError,
+        "refresh_every must be at least 1, got 0",
+        lambda *_: variance_reduction.SVRG(linear_loss, designs.WithoutReplacement(1), 0).init(KEY, ONE, jnp.ones(3)),
+    ),
+    (
+        TypeError,
+        "key must be a key such as jax.random.key(0), got 0 of type int",
+        lambda *_: variance_reduction.SAGA(linear_loss, designs.WithoutReplacement(1)).init(0, ONE, jnp.ones(3)),
+    ),
+    (
+        ValueError,
+        "batch_size must be at most the population size 3, got 4",
+        lambda *_: variance_reduction.SAG(linear_loss, designs.WithoutReplacement(4)).init(KEY, ONE, jnp.ones(3)),
+    ),
+    (
+        TypeError,
+        "design must have a method weights(key, population_size), got 4",
+        lambda *_: variance_reduction.SAG(linear_loss, 4).init(KEY, ONE, jnp.ones(3)),
+    ),
+]
+
 
 CASES: list[Case] = [
     (ValueError, "batch_size must be at least 1, got 0", lambda *_: designs.WithReplacement(0)),
@@ -1183,5 +1234,6 @@ CASES: list[Case] = [
         "losses must be positive, got -1.0",
         lambda *_: _tradeoff.steps_to_target([0, 1], [2.0, -1.0], 1.5),
     ),
+    *VARIANCE_REDUCTION,
     *TRAINING,
 ]
