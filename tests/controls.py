@@ -132,6 +132,14 @@ CONTROLS: dict[str, list[Control]] = {
         ("scales", lambda v: v[[0, 1, 1]], "the batch total must have means"),
     ],
     "kernel_speed": [],
+    "layernorm_noise_scale": [
+        ("all", lambda v: -v, "noise scales must be positive"),
+        ("all", lambda v: v**0.1, "the noise scale must grow along the run"),
+        ("layernorm", lambda v: v[::-1], "noise scales must be positive"),
+        ("layernorm", lambda v: np.append(v[:1], v[:0:-1]), "the logarithms must correlate"),
+        ("layernorm", lambda v: v**3, "the ratio must stay within a factor of 3"),
+        ("num_params", lambda v: v[[0, 0]], "less than a hundredth"),
+    ],
     "noise_scale_along_training": [
         ("signal", lambda v: v[0] + 0 * v, "the noise scale must grow tenfold"),
         ("loss", lambda v: v[0] + 0 * v, "the loss must fall by half"),
