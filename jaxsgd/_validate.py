@@ -5,6 +5,7 @@ nothing or the one value it had to find out anyway. Shapes and dtypes are known 
 all checks but those on values run there as well.
 """
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -211,6 +212,16 @@ def batch_loss(batch_loss_fn: Callable[..., Any], params: Any, batch: Any, key: 
     return has_aux
 
 
+def takes_key(**named: Any) -> bool:
+    """Return whether a loss of a batch must be given a third argument, a key, or raise if it is no function."""
+    ((name, function),) = named.items()
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, got {_describe(function)}")
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return sum(p.kind in kinds and p.default is p.empty for p in parameters) == 3
+
+
 def different_examples(**named: Any) -> None:
     """Raise unless every matrix, one row for each example, has two different rows."""
     for name, rows in named.items():
@@ -249,6 +260,13 @@ def none(**named: Any) -> None:
     for name, value in named.items():
         if value is not None:
             raise ValueError(f"{name} must be None unless batches are drawn: give num_draws as well")
+
+
+def suffix(ending: str, **named: Any) -> None:
+    """Raise unless every path ends in ``ending``."""
+    for name, value in named.items():
+        if not str(value).endswith(ending):
+            raise ValueError(f"{name} must end in {ending}, got {value}")
 
 
 def has_method(method: str, **named: Any) -> None:

@@ -1,12 +1,13 @@
 """Losses with data: small ones whose answers are exact rational numbers, and real data sets.
 
-Every problem is a :class:`Problem`, ``(loss_fn, params, data)``, with arrays in JAX's default float dtype. The
+Every problem is a :class:`Problem` of ``loss_fn``, ``params`` and ``data``, with arrays in JAX's default float dtype. The
 real data sets come with scikit-learn, so nothing is downloaded. Imports ``_validate`` only.
 """
 
 import types
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +24,29 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Problem:
     """A loss, where to take its gradient, and the examples.
+
+    It unpacks into the first three, which is what the functions of this package take:
+    ``loss_fn, params, data = problem`` and ``check_per_example(*problem)``.
 
     Attributes:
         loss_fn: ``loss_fn(params, example) -> scalar`` for ONE example.
         params: θ, a pytree of floating-point arrays.
-        data: a pytree of arrays with N examples along the first axis of each.
+        data: a pytree of arrays with N examples along the first axis of each; where data are streamed, also a source or
+            an iterable of batches (see :mod:`jaxsgd.sources`).
+        batch_loss_fn: ``batch_loss_fn(params, batch) -> scalar``, the loss that is trained, if there is one that is
+            written for a batch: what ``check_additivity`` takes.
     """
 
     loss_fn: Callable[[Any, Any], Any]
     params: PyTree
-    data: PyTree
+    data: Any
+    batch_loss_fn: Callable[..., Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.loss_fn, self.params, self.data))
 
 
 def line_fit(m: float = 1.0, b: float = 1.0) -> Problem:
