@@ -82,6 +82,19 @@ Modules, and the only modules of the package that each may import:
     exchange     : _exchange_cases, _kinks, _typical_losses, _validate
     batch_losses : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate
+    _params_files : _store, _validate
+    _subsets     : sources, _validate
+    _design_rows : _params_files, designs, estimators, kernels, moments
+    _findings    : _design_rows, _params_files, _subsets, additivity, checks, estimators, kernels, moments, sources,
+                   _validate
+    _report_figures : _findings
+    _report_text : _findings
+    _report_html : _findings, _report_figures, _report_text
+    report       : _design_rows, _findings, _params_files, _report_figures, _report_html, _report_text, problems, _store,
+                   _validate
+    _targets     : _params_files
+    _command_line : _params_files, _targets, report, sources
+    __main__     : _command_line
 
 Importing this package changes no configuration of JAX.
 """
@@ -99,6 +112,7 @@ from jaxsgd import (
     moments,
     monitors,
     problems,
+    report,
     sources,
     surfaces,
     sweeps,
@@ -134,6 +148,7 @@ __all__ = [
     "monitors",
     "per_example_gradients",
     "problems",
+    "report",
     "sources",
     "surfaces",
     "sweeps",

@@ -113,13 +113,23 @@ class Findings:
         """Whether the subset is not all data."""
         return self.sample_size < self.num_examples
 
-    def steps(self, batch_size: float) -> float:
-        """Optimization steps at a batch size, relative to the fewest: 1 + B/M (McCandlish et al., 2018)."""
-        return 1 + self.noise_scale / batch_size
+    def variance_at(self, batch_size: int) -> float:
+        """E‖ĝ − ḡ‖² = (N − M)/(M(N − 1)) tr Σ at any batch size M, without replacement."""
+        M, N = batch_size, self.num_examples
+        return self.trace_covariance * (N - M) / (M * (N - 1))
 
-    def examples(self, batch_size: float) -> float:
-        """Examples differentiated at a batch size, relative to the fewest: 1 + M/B (McCandlish et al., 2018)."""
-        return 1 + batch_size / self.noise_scale if self.noise_scale > 0 else math.inf
+    def steps(self, batch_size: Any) -> Any:
+        """Optimization steps at a batch size, relative to the fewest: 1 + B c_M, where c_M is (N − M)/(M (N − 1)).
+
+        The best step along a noisy gradient gains ‖ḡ‖²/(‖ḡ‖² + E‖ĝ − ḡ‖²) of what it gains without noise where curvature
+        is the same in all directions (McCandlish et al., arXiv:1812.06162, 2018, equation 2.7, with 1/M for c_M).
+        """
+        M, N = batch_size, self.num_examples
+        return 1 + self.noise_scale * ((N - M) / (M * (N - 1))) if self.noise_scale < math.inf else math.inf
+
+    def examples(self, batch_size: Any) -> Any:
+        """Examples differentiated at a batch size, relative to the fewest: M steps(M)/B, 1 + M/B for M far below N."""
+        return self.steps(batch_size) * batch_size / self.noise_scale if self.noise_scale > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -185,8 +195,8 @@ def measure(
 def advised(noise_scale: float, population_size: int) -> int:
     """The largest power of two up to the noise scale, at least 1 and at most N.
 
-    At M = B a run takes twice the fewest steps and twice the fewest examples; half of it saves at most a third of the
-    examples and takes at least half more steps (McCandlish et al., 2018, equation 2.11).
+    At M = B a run takes twice the fewest steps and twice the fewest examples, with B far below N; below it steps are what
+    is wasted, above it examples (McCandlish et al., 2018).
     """
     largest = min(max(noise_scale, 1.0), float(population_size))
     return int(2 ** math.floor(math.log2(largest)))
