@@ -85,13 +85,14 @@ Modules, and the only modules of the package that each may import:
     _params_files : _store, _validate
     _subsets     : sources, _validate
     _design_rows : _params_files, designs, estimators, kernels, moments
-    _findings    : _design_rows, _params_files, _subsets, additivity, checks, estimators, kernels, moments, sources,
-                   _validate
+    _batch_loss_findings : _batch_losses, _factors, additivity, kernels, _validate
+    _findings    : _batch_loss_findings, _design_rows, _params_files, _subsets, checks, estimators, kernels, moments,
+                   sources, _validate
     _report_figures : _findings
     _report_text : _findings
     _report_html : _findings, _report_figures, _report_text
-    report       : _design_rows, _findings, _params_files, _report_figures, _report_html, _report_text, problems, _store,
-                   _validate
+    report       : _batch_loss_findings, _design_rows, _findings, _params_files, _report_figures, _report_html,
+                   _report_text, problems, _store, _validate
     _targets     : _params_files
     _command_line : _params_files, _targets, report, sources
     __main__     : _command_line

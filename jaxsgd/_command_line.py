@@ -18,8 +18,8 @@ from jaxsgd._params_files import did_you_mean
 from jaxsgd._targets import Refusal, call, line_of, nearest, place_of, resolve
 
 _EPILOG = """
-TARGET is a function that returns a jaxsgd.Problem(loss_fn, params, data) or a tuple of these, with the loss of a batch as
-a fourth if there is one: a dotted module, or a file, and the name in it, as in my_package.models:make_problem or
+TARGET is a function that returns a jaxsgd.Problem(loss_fn, params, data) or a tuple of these, with the loss of a batch
+as a fourth if there is one: a dotted module, or a file, and the name in it, as in my_package.models:make_problem or
 models.py:make_problem. The function is given the data of --data if it has an argument (an .npz arrives as a dict of
 arrays, a folder of .npy as a dict of memory-mapped arrays), and a random key if it has an argument named key.
 """
@@ -58,9 +58,7 @@ def _run(words: list[str]) -> int:
         top.print_help()
         return 0
     if known.command != "report":
-        raise Refusal(
-            f"unknown command {known.command}{did_you_mean(known.command, ['report'])}; the command is: report"
-        )
+        raise Refusal(f"unknown command {known.command}, the only one is report")
     parser = _report_parser()
     options, unknown = parser.parse_known_args(words[1:])
     for word in unknown:
@@ -71,9 +69,8 @@ def _run(words: list[str]) -> int:
 
 
 def _report_parser() -> _Parser:
-    parser = _Parser(
-        "python -m jaxsgd report", description=report.report.__doc__.splitlines()[0], epilog=_EPILOG, allow_abbrev=False
-    )
+    what = "Measure the gradients of a model on its data, at one point θ."
+    parser = _Parser("python -m jaxsgd report", description=what, epilog=_EPILOG, allow_abbrev=False)
     add = parser.add_argument
     add("target", nargs="?", metavar="TARGET", help="my_package.my_module:make_problem")
     add("--data", metavar="FILE_OR_FOLDER", help=".npz, .npy, .parquet, or a folder of .npy files")
@@ -87,7 +84,7 @@ def _report_parser() -> _Parser:
         type=int,
         default=256,
         metavar="n",
-        help="examples differentiated at a time (default: %(default)s)",
+        help="examples of a chunk of the pass (default: %(default)s)",
     )
     add("--memory-limit", type=int, default=2**30, metavar="BYTES", help="for gradients kept (default: %(default)s)")
     add("--traceback", action="store_true", help="show the traceback of an error")

@@ -41,8 +41,8 @@ def compare_designs(
 ) -> tuple[DesignRow, ...]:
     """The designs in order of their noise.
 
-    Designs that treat all examples alike are exact from the moments of all data. The others need single gradients: where
-    ``g`` are those of a subset, so is their effect; consecutive examples are then no design to speak of.
+    Designs that treat all examples alike are exact from the moments of all data. The others need single gradients:
+    where ``g`` are those of a subset, so is their effect; consecutive examples are then no design to speak of.
 
     Args:
         m: moments of all data.

@@ -17,12 +17,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float64, Int, PyTree
 
-from jaxsgd import _validate, additivity, checks, estimators, kernels, moments, sources
+from jaxsgd import _validate, checks, estimators, kernels, moments, sources
+from jaxsgd._batch_loss_findings import BatchLossFindings, examine
 from jaxsgd._design_rows import DesignRow, compare_designs
 from jaxsgd._params_files import name_of
 from jaxsgd._subsets import Reservoir, Subset, draw
 
-_FOR_ADDITIVITY = 16  # examples: enough for its eight blocks, and a handful of compilations of small batches
 _MOST_SIZES = 100_000  # of a curve that holds every batch size
 
 
@@ -74,8 +74,7 @@ class Findings:
         parameters: shares of every parameter, from the subset.
         check: every statistic against the loop over examples.
         explanation: how the gradients of every parameter are kept.
-        additivity: the diagnosis of the batch loss, or None.
-        additivity_note: why there is none.
+        batch_loss: the form of the batch loss, or None if none was given.
     """
 
     name: str
@@ -100,8 +99,7 @@ class Findings:
     parameters: tuple[ParameterShare, ...]
     check: checks.PerExampleCheck
     explanation: str
-    additivity: additivity.Additivity | None
-    additivity_note: str
+    batch_loss: BatchLossFindings | None
 
     @property
     def sample_size(self) -> int:
@@ -121,8 +119,8 @@ class Findings:
     def steps(self, batch_size: Any) -> Any:
         """Optimization steps at a batch size, relative to the fewest: 1 + B c_M, where c_M is (N − M)/(M (N − 1)).
 
-        The best step along a noisy gradient gains ‖ḡ‖²/(‖ḡ‖² + E‖ĝ − ḡ‖²) of what it gains without noise where curvature
-        is the same in all directions (McCandlish et al., arXiv:1812.06162, 2018, equation 2.7, with 1/M for c_M).
+        The best step along a noisy gradient gains ‖ḡ‖²/(‖ḡ‖² + E‖ĝ − ḡ‖²) of what it gains without noise, where the
+        curvature is the same in all directions (McCandlish et al., arXiv:1812.06162, 2018, with 1/M for c_M).
         """
         M, N = batch_size, self.num_examples
         return 1 + self.noise_scale * ((N - M) / (M * (N - 1))) if self.noise_scale < math.inf else math.inf
@@ -156,7 +154,9 @@ def measure(
     _validate.at_least(2, **{"the number of examples of data": N})
     g = kernels.per_example_gradients(loss_fn, memory_limit=options.memory_limit)(params, subset.examples)
     check = checks.check_per_example(loss_fn, params, subset.examples)
-    diagnosis, note = _diagnosis(batch_loss_fn, params, subset.examples, loss_key)
+    batch_loss = None
+    if batch_loss_fn is not None:
+        batch_loss = examine(batch_loss_fn, loss_fn, params, subset.examples, check.tolerance, loss_key)
     T, G = float(m.trace_covariance(ddof=0)), float(m.squared_mean_norm)
     B = T / G if G > 0 else math.inf if T > 0 else 0.0
     value, interval = _population_noise_scale(g, options.confidence_level)
@@ -187,16 +187,15 @@ def measure(
         parameters=_shares(g, check),
         check=check,
         explanation=g.explain(),
-        additivity=diagnosis,
-        additivity_note=note,
+        batch_loss=batch_loss,
     )
 
 
 def advised(noise_scale: float, population_size: int) -> int:
     """The largest power of two up to the noise scale, at least 1 and at most N.
 
-    At M = B a run takes twice the fewest steps and twice the fewest examples, with B far below N; below it steps are what
-    is wasted, above it examples (McCandlish et al., 2018).
+    At M = B a run takes twice the fewest steps and twice the fewest examples, with B far below N; below it steps are
+    wasted, above it examples (McCandlish et al., 2018).
     """
     largest = min(max(noise_scale, 1.0), float(population_size))
     return int(2 ** math.floor(math.log2(largest)))
@@ -213,7 +212,7 @@ def _one_pass(
     loss_fn: kernels.Loss, params: PyTree, data: Any, options: Options, key: Array
 ) -> tuple[moments.GradientMoments, Subset]:
     """The moments of all data, and a random subset; a stream is read once."""
-    _validate.positive_integer(sample_size=options.sample_size)
+    _validate.at_least(2, sample_size=options.sample_size)
     if sources.kind(data) == "batches":
         reservoir = Reservoir(options.sample_size, key)
         m = moments.gradient_moments(loss_fn, params, reservoir.passing(sources.batches(data)))
@@ -225,21 +224,6 @@ def _one_pass(
 
 def _population_noise_scale(g: kernels.PerExampleGradients, level: float) -> tuple[float, tuple[float, float]]:
     return math.nan, (math.nan, math.nan)
-
-
-def _diagnosis(
-    batch_loss_fn: Callable[..., Any] | None, params: PyTree, examples: PyTree, key: Array
-) -> tuple[additivity.Additivity | None, str]:
-    """The diagnosis of a batch loss that is sound, or why it cannot be told."""
-    if batch_loss_fn is None:
-        return None, "no batch_loss_fn was given"
-    batch = jax.tree.map(lambda leaf: leaf[:_FOR_ADDITIVITY], examples)
-    takes_key = _validate.takes_key(batch_loss_fn=batch_loss_fn)
-    _validate.batch_loss(batch_loss_fn, params, batch, key if takes_key else None)
-    try:
-        return additivity.check_additivity(batch_loss_fn, params, batch, key=key if takes_key else None), ""
-    except ValueError as error:  # too few or too equal examples, or too coarse a dtype: the rest can be told
-        return None, f"the form of batch_loss_fn could not be told: {error}"
 
 
 def _shares(g: kernels.PerExampleGradients, check: checks.PerExampleCheck) -> tuple[ParameterShare, ...]:

@@ -19,8 +19,8 @@ from jaxsgd import _store, _validate
 def save_checkpoint(path: Any, params: PyTree) -> None:
     """Write parameters as an ``.npz`` file with one array for each leaf, named by its path: ``hidden/w``.
 
-    Names are dictionary keys, attribute names and positions, joined by slashes; a single array is ``params``. The file is
-    written whole or not at all. ``np.savez(path, **{"hidden/w": ...})`` writes the same.
+    Names are dictionary keys, attribute names and positions, joined by slashes; a single array is ``params``. The file
+    is written whole or not at all. ``np.savez(path, **{"hidden/w": ...})`` writes one that is read as well.
 
     Args:
         path: where to, with the ending ``.npz``.

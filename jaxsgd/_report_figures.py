@@ -52,7 +52,10 @@ def draw_all(findings: Findings, formats: tuple[str, ...]) -> dict[str, dict[str
 
     drawn: dict[str, dict[str, bytes]] = {}
     for name, fill in FIGURES.items():
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_SETTINGS}):
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            parameters: Any = matplotlib.rcParams
+            parameters.update(_SETTINGS)
             figure = Figure(figsize=(_WIDTH, _HEIGHT))
             FigureCanvasAgg(figure)
             fill(findings, figure.add_subplot())
@@ -65,16 +68,14 @@ def inline(svg: bytes, name: str) -> str:
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = (
-        re.sub(r'\bid="', f'id="{name}-', text).replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
-    )
+    for before in (' id="', "url(#", 'href="#'):
+        text = text.replace(before, f"{before}{name}-")
     for color, variable in zip((_INK, _QUIET, *_COLORS), ("ink", "quiet", "first", "second", "third"), strict=True):
         text = text.replace(color, f"var(--{variable})")
     text = text.replace(' xmlns="http://www.w3.org/2000/svg"', "").replace(' version="1.1"', "")
     text = text.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "").replace("xlink:href", "href")
-    return re.sub(
-        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{ALT[name]}">', text, count=1
-    )
+    start = rf'<svg \1 role="img" aria-label="{ALT[name]}">'
+    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', start, text, count=1)
 
 
 def _variance(findings: Findings, ax: Any) -> None:
@@ -85,9 +86,8 @@ def _variance(findings: Findings, ax: Any) -> None:
     ax.plot(sizes[positive], findings.variance[positive], color=_COLORS[0], label="without replacement")
     if findings.squared_mean_norm > 0:
         ax.axhline(findings.squared_mean_norm, color=_QUIET, lw=0.8, ls=":", label=r"signal $\Vert\bar{g}\Vert^2$")
-        ax.plot(
-            findings.noise_scale, findings.squared_mean_norm, "o", color=_INK, ms=4, label="noise scale $B$", zorder=5
-        )
+        at = findings.noise_scale, findings.squared_mean_norm
+        ax.plot(*at, "o", color=_INK, ms=4, label="noise scale $B$", zorder=5)
     ax.set(xscale="log", xlabel="batch size $M$", ylabel=r"noise $\mathrm{E}\Vert\hat{g}-\bar{g}\Vert^2$")
     if findings.trace_covariance > 0:
         last = findings.variance_with_replacement[-1]
@@ -160,9 +160,7 @@ def _plain(axis: Any) -> None:
 
     axis.set_major_locator(LogLocator(numticks=6))
     axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(
-        FuncFormatter(lambda x, _: f"{x:g}" if x < 1e4 else f"{x / 1e3:g}k" if x < 1e6 else f"{x:.0e}")
-    )
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1e4 else f"$10^{{{np.log10(x):.3g}}}$"))
 
 
 FIGURES: dict[str, Callable[[Findings, Any], None]] = {

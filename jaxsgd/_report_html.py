@@ -25,14 +25,14 @@ h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 p { margin: .4rem 0; max-width: 46rem; }
 .quiet, footer { color: var(--quiet); font-size: .92rem; }
 .facts { display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; padding: 0; margin: .3rem 0 .6rem; list-style: none; }
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); margin-top: 1.4rem; }
+.cards, .figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.cards { margin-top: 1.4rem; }
 .card, figure { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.1rem; }
 .card { border-left: .3rem solid var(--good); }
 .card.bad { border-left-color: var(--bad); }
 .card h2 { margin: 0; font-size: .85rem; font-weight: 600; color: var(--quiet); }
 .card strong { display: block; font-size: 1.7rem; line-height: 1.3; }
 .card p { font-size: .92rem; margin: .2rem 0 0; }
-.figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; }
 figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
 figcaption { font-size: .88rem; color: var(--quiet); margin-top: .5rem; }
@@ -51,10 +51,10 @@ footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .8r
 """
 
 _CAPTIONS = {
-    "variance": "The noise of a batch falls like 1/M; without replacement it reaches zero at all data. Where it meets the "
-    "dotted line it is as long as the mean gradient: that is the noise scale.",
-    "tradeoff": "Larger batches take fewer steps, smaller ones fewer examples. Both are relative to the fewest possible, "
-    "and both are twice that at the noise scale.",
+    "variance": "The noise of a batch falls like 1/M; without replacement it reaches zero at all data. Where it meets "
+    "the dotted line it is as large as the signal: that is the noise scale.",
+    "tradeoff": "Larger batches take fewer steps, smaller ones fewer examples. Both are relative to the fewest "
+    "possible, and about twice that at the noise scale.",
     "designs": "How a data loader draws its batches changes their noise. 1 is independent draws of as many examples.",
     "norms": "The gradients of single examples, and their mean, which is shorter by what cancels.",
 }
@@ -76,17 +76,17 @@ def as_html(findings: Findings, figures: dict[str, bytes]) -> str:
             "<h2>Figures</h2>",
             f"<div class='figures'>{''.join(_figure(name, svg) for name, svg in figures.items())}</div>",
             "<h2>Batch sizes</h2>",
-            "<p class='quiet'>Noise is E‖ĝ − ḡ‖² without replacement, signal is ‖ḡ‖²; steps and examples of a whole run "
-            "are relative to the fewest.</p>",
+            "<p class='quiet'>Noise is E‖ĝ − ḡ‖² without replacement, signal is ‖ḡ‖²; steps and examples of a whole "
+            "run are relative to the fewest.</p>",
             _table(size_rows(findings), str(findings.batch_size)),
             "<h2>Sampling designs</h2>",
             _table(design_rows(findings)),
             "<h2>Parameters</h2>",
-            "<p class='quiet'>The rule by which per-example gradients are kept in factored form, shares of tr Σ and of ‖ḡ‖², "
-            "and the largest relative error of any statistic against a loop over examples.</p>",
+            "<p class='quiet'>The rule by which per-example gradients are kept in factored form, shares of tr Σ and of "
+            "‖ḡ‖², and the largest relative error of any statistic against a loop over examples.</p>",
             _table(parameter_rows(findings)),
             _details("What is kept of the gradients, and what statistics cost", findings.explanation),
-            _details("The form of the batch loss", str(findings.additivity)) if findings.additivity else "",
+            _form(findings),
             f"<footer>{escape(_footer(findings))}</footer>",
         ]
     )
@@ -121,6 +121,11 @@ def _table(rows: Sequence[tuple[str, ...]], chosen: str | None = None) -> str:
 
 def _details(title: str, text: str) -> str:
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+
+
+def _form(findings: Findings) -> str:
+    found = findings.batch_loss and findings.batch_loss.additivity
+    return _details("The form of the batch loss", str(found)) if found else ""
 
 
 def _footer(findings: Findings) -> str:

@@ -35,7 +35,7 @@ def verdicts(findings: Findings) -> tuple[Verdict, ...]:
         _batch_size(findings),
         _noise_scale(findings),
         _per_example(findings),
-        _additivity(findings),
+        _batch_loss(findings),
         *_order(findings),
     )
 
@@ -66,9 +66,9 @@ def scope(findings: Findings) -> str:
     if not findings.is_sampled:
         return f"Everything was computed from all {findings.num_examples} examples."
     return (
-        f"Mean gradient, tr Σ and the variance at every batch size were computed from all {findings.num_examples} examples; "
-        f"intervals, norms, shares of the parameters and designs marked * from {findings.sample_size} of them, "
-        "drawn uniformly."
+        f"Mean gradient, tr Σ and the variance at every batch size were computed from all {findings.num_examples} "
+        "examples; intervals, norms, shares of the parameters and designs marked * from "
+        f"{findings.sample_size} of them, drawn uniformly."
     )
 
 
@@ -115,10 +115,10 @@ def number(value: float) -> str:
     """Three digits, and no exponent where it is easily read without."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "–∞" if value < 0 else "–"
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
-        digits = 3 - len(str(int(abs(value)))) if abs(value) >= 1 else 3
-        return f"{value:.{max(digits, 0)}f}" if abs(value) >= 1 else f"{value:.3g}"
-    return f"{value:.2e}"
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{value:.{max(digits, 0)}f}" if 1e-3 <= abs(value) < 1e6 else f"{value:.2e}"
 
 
 def percent(share: float) -> str:
@@ -151,7 +151,8 @@ def _batch_size(findings: Findings) -> Verdict:
 
 
 def _cost(findings: Findings, M: int) -> str:
-    return f"{number(findings.steps(M))} times the fewest steps and {number(findings.examples(M))} times the fewest examples"
+    steps, examples = number(findings.steps(M)), number(findings.examples(M))
+    return f"{steps} times the fewest steps and {examples} times the fewest examples"
 
 
 def _next(findings: Findings, M: int) -> str:
@@ -180,24 +181,27 @@ def _per_example(findings: Findings) -> Verdict:
     check = findings.check
     factored = sum(p.rule != "none" for p in check.parameters)
     text = (
-        f"Every statistic {'equals' if check.passed else 'DIFFERS FROM'} the loop over {check.num_examples} examples to "
-        f"{check.largest_error:.1e}; rounding allows {check.tolerance:.1e}. "
+        f"Every statistic {'equals' if check.passed else 'DIFFERS FROM'} the loop over {check.num_examples} examples "
+        f"to {check.largest_error:.1e}; rounding allows {check.tolerance:.1e}. "
         f"{factored} of {len(check.parameters)} parameters are kept in factored form."
     )
     return Verdict("Per-example gradients", "exact" if check.passed else "wrong", text, good=check.passed)
 
 
-def _additivity(findings: Findings) -> Verdict:
-    found = findings.additivity
+def _batch_loss(findings: Findings) -> Verdict:
+    found = findings.batch_loss
     if found is None:
-        absent = findings.additivity_note == "no batch_loss_fn was given"
-        text = (
-            "Give the problem a batch_loss_fn to have its form told." if absent else _sentence(findings.additivity_note)
+        return Verdict("Batch loss", "not given", "Give the problem a batch_loss_fn to have its form told.")
+    if found.additivity is None:
+        return Verdict("Batch loss", "not told", _sentence(found.note), good=False)
+    text = f"{_sentence(found.additivity.bias)} {found.additivity.advice}"
+    if not found.agrees:
+        text += (
+            f" But its gradient is {number(100 * (found.gradient_difference or 0))} % away from that of loss_fn, which "
+            "everything else here is about: give every example's loss the same terms."
         )
-        return Verdict("Batch loss", "not given" if absent else "not told", text, good=absent)
-    return Verdict(
-        "Batch loss", found.kind.replace("_", " "), f"{_sentence(found.bias)} {found.advice}", good=found.unbiased
-    )
+    good = found.additivity.unbiased and found.agrees
+    return Verdict("Batch loss", found.additivity.kind.replace("_", " "), text, good=good)
 
 
 def _order(findings: Findings) -> list[Verdict]:

@@ -10,6 +10,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _module(where: str) -> Any:
     importlib.invalidate_caches()
     parent, _, last = where.rpartition(".")
     for name in [".".join(where.split(".")[: i + 1]) for i in range(where.count("."))]:
-        if not hasattr(_imported(lambda name=name: importlib.import_module(name), name), "__path__"):
+        if not hasattr(_imported(partial(importlib.import_module, name), name), "__path__"):
             raise Refusal(f"{name} is a module, not a package: it has no {where.removeprefix(name + '.')}")
     places = sys.modules[parent].__path__ if parent else [str(Path.cwd())]
     if not last.isidentifier() or (where not in sys.modules and importlib.util.find_spec(where) is None):

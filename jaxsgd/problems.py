@@ -1,7 +1,7 @@
 """Losses with data: small ones whose answers are exact rational numbers, and real data sets.
 
-Every problem is a :class:`Problem` of ``loss_fn``, ``params`` and ``data``, with arrays in JAX's default float dtype. The
-real data sets come with scikit-learn, so nothing is downloaded. Imports ``_validate`` only.
+Every problem is a :class:`Problem` of ``loss_fn``, ``params`` and ``data``, with arrays in JAX's default float dtype.
+The real data sets come with scikit-learn, so nothing is downloaded. Imports ``_validate`` only.
 """
 
 import types

@@ -1,4 +1,4 @@
-"""A report on a model and its data: how noisy its gradients are, what batch size that is worth, and whether to trust it.
+"""A report on a model and its data: how noisy its gradients are, what batch size that is worth, how far to trust it.
 
 From a terminal, for any function that returns a :class:`jaxsgd.Problem`, without writing code for jaxsgd:
 
@@ -31,8 +31,8 @@ the figures as PNG and PDF. Each function below makes a problem of a model of on
             return cross_entropy(net.apply(params, example["x"]), example["y"])
         return Problem(loss_fn, net.init(jax.random.key(0), data["x"][0]), data)
 
-``loss_fn`` takes ONE example, without the batch axis. A loss with dropout takes its key from the example: one more array,
-``data | {"key": jax.random.split(key, N)}``.
+``loss_fn`` takes ONE example, without the batch axis. A loss with dropout takes its key from the example: one more
+array, ``data | {"key": jax.random.split(key, N)}``.
 """
 
 import json
@@ -46,12 +46,13 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsgd import _findings, _report_figures, _report_html, _report_text, _store, _validate
+from jaxsgd._batch_loss_findings import BatchLossFindings
 from jaxsgd._design_rows import DesignRow
 from jaxsgd._findings import ParameterShare
 from jaxsgd._params_files import load_checkpoint, save_checkpoint
 from jaxsgd.problems import Problem
 
-__all__ = ["DesignRow", "ParameterShare", "Report", "load_checkpoint", "report", "save_checkpoint"]
+__all__ = ["BatchLossFindings", "DesignRow", "ParameterShare", "Report", "load_checkpoint", "report", "save_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -125,20 +126,20 @@ def report(
         key: draws the subset, and goes to a ``batch_loss_fn`` with a third argument; ``jax.random.key(0)`` by default.
         checkpoint: a file of :func:`save_checkpoint`, whose parameters are taken instead of the problem's.
         batch_size: where designs are compared; the advice by default.
-        sample_size: the most examples whose gradients are kept in factored form, at least 2.
+        sample_size: the most examples whose gradients are looked at one by one, at least 2.
         chunk_size: how many examples are differentiated at a time.
         memory_limit: how many bytes the factored gradients of the subset may take; beyond, they are computed anew.
 
     Raises:
-        TypeError, ValueError: as :func:`jaxsgd.gradient_moments` and :func:`jaxsgd.check_additivity`; or if there are fewer
-            than two examples, or the checkpoint is not one of these parameters.
+        TypeError, ValueError: as :func:`jaxsgd.gradient_moments`; if the batch loss fails or is no real number; if
+            there are fewer than two examples, or the checkpoint is not one of these parameters.
         FileNotFoundError: if there is no such checkpoint.
 
     Guarantees:
         - the same numbers and bytes for the same arguments, on the same machine.
 
     References:
-        S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162, 2018.
+        S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162.
 
     >>> from jaxsgd import problems
     >>> found = report(problems.line_fit(), name="a line")

@@ -1,0 +1,287 @@
+"""The command line: what it writes, and one line for every mistake, naming the thing; never a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsgd
+from jaxsgd import _store
+from jaxsgd._command_line import main
+from jaxsgd.report import report, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+
+MODULE = '''
+import jax, jax.numpy as jnp
+from jaxsgd import Problem, problems
+
+def loss_fn(params, example):
+    return (example["y"] - params["m"] * example["x"] - params["b"]) ** 2
+
+PARAMS = {"m": jnp.asarray(1.0), "b": jnp.asarray(1.0)}
+DATA = {"x": jnp.asarray([0.0, 1.0, 2.0, 3.0]), "y": jnp.asarray([1.0, 3.0, 2.0, 5.0])}
+FIXED = Problem(loss_fn, PARAMS, DATA)
+
+def make_problem():
+    return Problem(loss_fn, PARAMS, DATA)
+
+def from_data(data):
+    return loss_fn, PARAMS, data
+
+def from_keyword(*, data):
+    return loss_fn, PARAMS, data
+
+def with_key(key, data=DATA):
+    return Problem(loss_fn, {"m": jax.random.normal(key), "b": jnp.asarray(1.0)}, data)
+
+def broken(data=None):
+    return {}["missing"]
+
+def two(a, b): return FIXED
+def nothing(): return None
+def vector(): return Problem(lambda p, e: p["m"] * jnp.ones(3), PARAMS, DATA)
+def batched(): return Problem(lambda p, e: jnp.mean((e["y"] - p["m"] * e["x"]) ** 2, axis=1).sum(), PARAMS, DATA)
+def integers(): return Problem(loss_fn, {"m": jnp.asarray(1), "b": jnp.asarray(1)}, DATA)
+def function_in_params(): return Problem(loss_fn, {"m": jnp.asarray(1.0), "f": jnp.tanh}, DATA)
+def ragged(): return Problem(loss_fn, PARAMS, DATA | {"y": DATA["y"][:3]})
+def one(): return Problem(loss_fn, PARAMS, {k: v[:1] for k, v in DATA.items()})
+def infinite(): return Problem(loss_fn, PARAMS, DATA | {"y": DATA["y"].at[2].set(jnp.nan)})
+def bad_batch_loss(): return Problem(loss_fn, PARAMS, DATA, lambda params: 0.0)
+def no_batch_loss(): return Problem(loss_fn, PARAMS, DATA, 3)
+def stops(data=None): raise KeyboardInterrupt
+
+class Stream:
+    def __iter__(self):
+        yield {k: v[:2] for k, v in DATA.items()}
+        raise RuntimeError("the disk is gone")
+
+def breaks_off(): return loss_fn, PARAMS, Stream()
+'''
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder with a module and files, which is the working directory; what was imported from it is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "models.py").write_text(MODULE, encoding="utf-8")
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("", encoding="utf-8")
+    (tmp_path / "pack" / "inner.py").write_text("from models import *\n", encoding="utf-8")
+    (tmp_path / "needs.py").write_text("import no_such_library\n", encoding="utf-8")
+    (tmp_path / "wrong.py").write_text("x = (\n", encoding="utf-8")
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)\n", encoding="utf-8")
+    x, y = np.asarray([0.0, 1.0, 2.0, 3.0]), np.asarray([1.0, 3.0, 2.0, 5.0])
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    np.savez(tmp_path / "words.npz", x=x, y=np.asarray(["a"] * 4))
+    np.savez(tmp_path / "pickled.npz", x=np.asarray([{}] * 4, object), y=y)
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "x.npy", x)
+    np.save(tmp_path / "folder" / "y.npy", y)
+    (tmp_path / "damaged.npz").write_bytes(b"PK damaged")
+    (tmp_path / "notes.txt").write_text("", encoding="utf-8")
+    yield tmp_path
+    for name in ("models", "pack", "pack.inner", "needs", "wrong", "ends"):
+        sys.modules.pop(name, None)
+
+
+MISTAKES = {
+    "": "the following",
+    "reprot models:make_problem": "unknown command reprot, the only one is report",
+    "--verison": "unknown option --verison; did you mean --version?",
+    "report": "report needs a target, for example my_package.my_module:make_problem",
+    "report models:make_problem --batchsize 3": "unknown option --batchsize; did you mean --batch-size?",
+    "report models:make_problem --sample 3": "unknown option --sample; did you mean --sample-size?",
+    "report models:make_problem data.npz": "unexpected argument data.npz: there is one target, and options are named",
+    "report models:make_problem --seed x": "argument --seed: invalid int value: 'x'",
+    "report models:make_problem --seed -1": "--seed must be from 0 to 4294967295, got -1",
+    "report models:make_problem --data": "argument --data: expected one argument",
+    "report models:make_problem --out notes.txt": "--out must be a folder, and notes.txt is a file",
+    "report models": "the target must be module:function, for example my_package.my_module:make_problem, got models",
+    "report models:": "the target must be module:function",
+    "report modles:make_problem": "there is no module modles; did you mean models?",
+    "report pack.iner:make_problem": "there is no module pack.iner; did you mean inner?",
+    "report models.inner:make_problem": "models is a module, not a package: it has no inner",
+    "report model.py:make_problem": "there is no file model.py; did you mean models.py?",
+    "report models:make_problm": "models has no make_problm; did you mean make_problem?",
+    "report needs:make_problem": "needs does not import: ModuleNotFoundError: No module named 'no_such_library' ( … 1)",
+    "report wrong:make_problem": "wrong does not import: SyntaxError: '(' was never closed ( … wrong.py, line 1)",
+    "report ends:make_problem": "ends does not import: SystemExit: 0",
+    "report models:from_data": "models:from_data needs its argument data: give --data FILE_OR_FOLDER",
+    "report models:make_problem --data data.npz": "models:make_problem takes no data, and --data was given",
+    "report models:FIXED --data data.npz": "models:FIXED is no function, and --data was given",
+    "report models:two": "models:two must take no more than the data (and a key), and needs a, b",
+    "report models:broken": "models:broken raised KeyError: 'missing' ( … models.py, line ",
+    "report models:nothing": "models:nothing must be a Problem(loss_fn, params, data), got None of type NoneType",
+    "report models:DATA": "models:DATA must be a Problem(loss_fn, params, data), got {'x': ",
+    "report models:from_data --data dta.npz": "there is no file or folder dta.npz; did you mean data.npz?",
+    "report models:from_data --data notes.txt": "data must be an .npz, .npy or .parquet file or a folder of .npy files",
+    "report models:from_data --data damaged.npz": "damaged.npz is not a readable .npz file: ",
+    "report models:from_data --data pack": "the folder pack must hold .npy files, got none",
+    "report models:from_data --data pickled.npz": "pickled.npz is not a readable .npz file: Object arrays cannot",
+    "report models:from_data --data words.npz": "data must be numbers, but data['y'] has dtype <U1",
+    "report models:vector": "loss_fn must return a scalar for one example ( … ), got shape (3,)",
+    "report models:batched": "loss_fn failed on one example ( … written for a batch?",
+    "report models:integers": "params must be real floating-point arrays, but params['b'] has dtype int",
+    "report models:function_in_params": "params must be a pytree of arrays, but params['f'] is <PjitFunction",
+    "report models:ragged": "data must have equally many examples in every array, but data['x'] has 4, data['y'] has 3",
+    "report models:one": "the number of examples of data must be at least 2, got 1",
+    "report models:infinite": "gradients must be finite, got nan for example 2 in params['b']",
+    "report models:bad_batch_loss": "batch_loss_fn(params, batch) failed on a batch of 4 examples: TypeError",
+    "report models:no_batch_loss": "batch_loss_fn must be a function, got 3 of type int",
+    "report models:breaks_off": "RuntimeError: the disk is gone ( … models.py, line ",
+    "report models:make_problem --batch-size 5": "batch_size must be at most the population size 4, got 5",
+    "report models:make_problem --batch-size 0": "batch_size must be at least 1, got 0",
+    "report models:make_problem --sample-size 1": "sample_size must be at least 2, got 1",
+    "report models:make_problem --chunk-size 0": "chunk_size must be at least 1, got 0",
+    "report models:make_problem --memory-limit 1": "memory_limit must be at least ",
+    "report models:make_problem --checkpoint no.npz": "there is no file or folder no.npz",
+    "report models:make_problem --checkpoint damaged.npz": "damaged.npz is not a readable .npz file",
+    "report models:make_problem --checkpoint data.npz": "checkpoint data.npz has an array 'x', which params lack",
+}
+del MISTAKES[""]
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistake(words: str, capsys, folder: Path) -> None:
+    before = sorted(folder.rglob("*.npz"))
+    assert main(words.split()) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    at = 0
+    for part in MISTAKES[words].split(" … "):
+        assert part in err[at:], f"expected {part!r} in {err!r}"
+        at = err.index(part, at)
+    assert sorted(folder.rglob("*.npz")) == before
+    assert not (folder / "jaxsgd_report").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "models:make_problem",
+        "models.py:make_problem",
+        "pack.inner:make_problem",
+        "models:FIXED",
+        "models:from_data --data data.npz",
+        "models:from_data --data folder",
+        "models:from_keyword --data data.npz",
+    ],
+)
+def test_every_way_to_name_a_problem_and_its_data(words: str, capsys, folder: Path) -> None:
+    assert main(["report", *words.split(), "--out", "out"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "Noise scale: 12.6" in out  # 63/4 over 5/4
+    written = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+    assert written["noise_scale"] == pytest.approx(63 / 5)
+
+
+def test_a_key_and_a_seed(capsys, folder: Path) -> None:
+    """Catches a seed that the target does not get, and one that does not decide alone."""
+    found = []
+    for seed, out in [(1, "a"), (1, "b"), (2, "c")]:
+        assert main(f"report models:with_key --seed {seed} --out {out}".split()) == 0
+        found.append((folder / out / "report.html").read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_checkpoint_is_where_gradients_are_taken(folder: Path) -> None:
+    save_checkpoint("best.npz", {"m": jnp.asarray(1.1), "b": jnp.asarray(1.1)})
+    assert main("report models:make_problem --checkpoint best.npz --out out".split()) == 0
+    written = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+    assert written["squared_mean_norm"] == pytest.approx(0, abs=1e-12)  # the minimum
+
+
+def test_the_python_function_writes_the_same(folder: Path) -> None:
+    assert main("report models:FIXED --out out".split()) == 0
+    import models
+
+    key, _ = jax.random.split(jax.random.key(0))
+    report(models.FIXED, name="models:FIXED", key=key).write("other")
+    for path in (folder / "out").iterdir():
+        assert path.read_bytes() == (folder / "other" / path.name).read_bytes(), path.name
+
+
+def test_control_c_leaves_nothing_half_written(capsys, monkeypatch, folder: Path) -> None:
+    assert main("report models:make_problem --out out".split()) == 0
+    before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    replace, calls = _store.os.replace, []
+
+    def interrupted(*paths):
+        calls.append(paths)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(_store.os, "replace", interrupted)
+    assert main("report models:make_problem --out out --batch-size 1".split()) == 130
+    assert capsys.readouterr().err.startswith("interrupted: ")
+    after = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    assert after.keys() == before.keys()
+    assert sum(after[name] != before[name] for name in before) <= 3
+    assert main(["report", "models:stops"]) == 130
+
+
+def test_a_full_disk_is_one_line(capsys, monkeypatch) -> None:
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_store.os, "fsync", full)
+    assert main("report models:make_problem --out out".split()) == 1
+    assert capsys.readouterr().err == "error: writing: No space left on device\n"
+    assert list(Path("out").iterdir()) == []
+
+
+def test_out_of_memory_says_what_helps(capsys, monkeypatch) -> None:
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(jaxsgd.report, "report", exhausted)
+    assert main(["report", "models:make_problem"]) == 1
+    assert "smaller --sample-size, --chunk-size or --memory-limit take less" in capsys.readouterr().err
+
+
+def test_a_failure_of_the_package_is_shown_as_it_is(monkeypatch) -> None:
+    """Catches a bug of ours that is reported as the user's."""
+
+    def bug(*_, **__):
+        exec(compile("{}['bug']", "<bug>", "exec"))
+
+    monkeypatch.setattr(jaxsgd.report, "report", eval("lambda *_, **__: {}['bug']"))
+    with pytest.raises(KeyError, match="bug"):
+        main(["report", "models:make_problem"])
+
+
+def test_the_traceback_of_a_mistake_is_there_for_the_asking() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at most"):
+        main("report models:make_problem --batch-size 5 --traceback".split())
+
+
+def test_help(capsys) -> None:
+    assert main([]) == 0
+    with pytest.raises(SystemExit) as info:
+        main(["report", "--help"])
+    assert info.value.code == 0
+    assert "--data FILE_OR_FOLDER" in capsys.readouterr().out
+
+
+def test_as_a_process() -> None:
+    """``python -m jaxsgd`` end to end, with the exit code and warnings that a person would see."""
+    root = str(Path(jaxsgd.__file__).parent.parent)
+    command = [sys.executable, "-W", "error", "-m", "jaxsgd", "report", "models:make_problem", "--out", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONPATH": root})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wrote out/report.html" in done.stdout
+    done = subprocess.run([*command[:-1], "notes.txt"], capture_output=True, text=True, check=False, env={"PYTHONPATH": root})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: --out must be a folder, and notes.txt is a file\n"
