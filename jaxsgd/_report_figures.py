@@ -103,16 +103,20 @@ def _tradeoff(findings: Findings, ax: Any) -> None:
         ax.text(0.5, 0.5, "no noise scale, no trade-off", ha="center", va="center", transform=ax.transAxes)
         ax.set_axis_off()
         return
-    sizes = np.geomspace(max(B / 32, 1 / 2), max(min(B * 32, findings.num_examples), 2 * B, 2), 200)
+    first, last = max(min(B, findings.num_examples) / 32, 1), min(32 * max(B, 1), findings.num_examples)
+    sizes = np.geomspace(first, last, 200)
     ax.plot(sizes, findings.steps(sizes), color=_COLORS[0], label="steps")
     ax.plot(sizes, findings.examples(sizes), color=_COLORS[1], ls="--", label="examples")
     M = findings.batch_size
     ax.axvline(M, color=_QUIET, lw=0.8, ls=":")
     ax.annotate(f"$M={M}$", (M, 1), (3, 0), ("data", "axes fraction"), "offset points", va="top")
-    ax.set(xscale="log", yscale="log", xlabel="batch size $M$", ylabel="relative to the fewest", ylim=(0.9, 40))
-    ticks = [1, 2, 4, 8, 16, 32]
-    ax.set_yticks(ticks, [f"{tick}×" for tick in ticks])
-    ax.yaxis.set_tick_params(which="minor", left=False)
+    ax.set(xscale="log", yscale="log", xlabel="batch size $M$", ylabel="relative to the fewest")
+    _plain(ax.yaxis)
+    if max(findings.steps(first), findings.examples(last)) < 64:
+        ticks = [1, 2, 4, 8, 16, 32]
+        ax.set_yticks(ticks, [f"{tick}×" for tick in ticks])
+        ax.set_ylim(0.9, 40)
+        ax.yaxis.set_tick_params(which="minor", left=False)
     _plain(ax.xaxis)
     ax.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.15))
 
@@ -187,4 +191,5 @@ _METADATA: dict[str, dict[str, None]] = {
 def _render(figure: Any, file_format: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=file_format, metadata=_METADATA[file_format], transparent=file_format == "svg")
+    figure.set_layout_engine("none")  # the first format has found the layout for all
     return buffer.getvalue()

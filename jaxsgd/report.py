@@ -5,7 +5,13 @@ From a terminal, for any function that returns a :class:`jaxsgd.Problem`, withou
     python -m jaxsgd report my_package.my_module:make_problem --data examples.npz --out folder
 
 which prints a summary and writes ``report.html`` (one page, nothing else needed), ``report.json``, ``variance.npz`` and
-the figures as PNG and PDF. Each function below makes a problem of a model of one library:
+the figures as PNG and PDF. Each function below makes a problem of a model of one library, with ``data`` a dict of arrays
+``x`` and ``y`` such as an ``.npz`` holds, and ``cross_entropy`` Optax's ``softmax_cross_entropy_with_integer_labels``:
+
+    def plain_problem(data):                                  # functions and a pytree
+        def loss_fn(params, example):                         # ONE example, without the batch axis
+            return cross_entropy(apply(params, example["x"]), example["y"])
+        return Problem(loss_fn, init(jax.random.key(0)), data)
 
     def linen_problem(data):                                  # flax linen
         net = Net()
@@ -31,8 +37,21 @@ the figures as PNG and PDF. Each function below makes a problem of a model of on
             return cross_entropy(net.apply(params, example["x"]), example["y"])
         return Problem(loss_fn, net.init(jax.random.key(0), data["x"][0]), data)
 
-``loss_fn`` takes ONE example, without the batch axis. A loss with dropout takes its key from the example: one more
-array, ``data | {"key": jax.random.split(key, N)}``.
+    def dropout_problem(data):                                # the keys are part of the examples
+        net = Net()
+        def loss_fn(params, example):
+            logits = net.apply(params, example["x"], rngs={"dropout": example["key"]})
+            return cross_entropy(logits, example["y"])
+        keys = jax.random.split(jax.random.key(1), len(data["x"]))
+        return Problem(loss_fn, net.init(jax.random.key(0), data["x"][0]), {**data, "key": keys})
+
+    def text_problem():                                       # a language model on windows of 65 bytes
+        text = np.frombuffer(Path("corpus.txt").read_bytes(), np.uint8)
+        windows = text[: len(text) // 65 * 65].reshape(-1, 65)
+        net = GPT()
+        def loss_fn(params, window):
+            return cross_entropy(net.apply(params, window[:-1]), window[1:]).mean()
+        return Problem(loss_fn, net.init(jax.random.key(0), windows[0, :-1]), windows)
 """
 
 import json
