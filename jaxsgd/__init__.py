@@ -69,6 +69,12 @@ Modules, and the only modules of the package that each may import:
     _exchange_cases :
     _typical_losses :
     _kinks       :
+    _pairs       : _factors, kernels
+    _hessian     : _factors, _validate, kernels
+    batch_size   : _factors, _pairs, _validate, kernels
+    signal_to_noise : _validate, kernels, moments
+    tails        : _validate
+    noise_scale  : _factors, _hessian, _pairs, _validate, kernels, moments
     _validate_training :
     _draws       : designs
     _batch_statistics : _factors, kernels, _validate, _validate_training
@@ -86,8 +92,8 @@ Modules, and the only modules of the package that each may import:
     _subsets     : sources, _validate
     _design_rows : _params_files, designs, estimators, kernels, moments
     _batch_loss_findings : _batch_losses, _factors, additivity, kernels, _validate
-    _findings    : _batch_loss_findings, _design_rows, _params_files, _subsets, checks, estimators, kernels, moments,
-                   sources, _validate
+    _findings    : _batch_loss_findings, _design_rows, _params_files, _subsets, batch_size, checks, estimators,
+                   kernels, moments, noise_scale, sources, _validate
     _report_figures : _findings
     _report_text : _findings
     _report_html : _findings, _report_figures, _report_text
@@ -103,6 +109,7 @@ Importing this package changes no configuration of JAX.
 from jaxsgd import (
     additivity,
     batch_losses,
+    batch_size,
     checks,
     designs,
     dynamics,
@@ -114,9 +121,11 @@ from jaxsgd import (
     monitors,
     problems,
     report,
+    signal_to_noise,
     sources,
     surfaces,
     sweeps,
+    tails,
     tracking,
     training,
 )
@@ -124,17 +133,27 @@ from jaxsgd.additivity import check_additivity
 from jaxsgd.checks import check_per_example
 from jaxsgd.kernels import PerExampleGradients, per_example_gradients
 from jaxsgd.moments import GradientMoments, gradient_moments
+from jaxsgd.noise_scale import (
+    HessianNoiseScale,
+    NoiseScale,
+    hessian_noise_scale,
+    noise_scale,
+    two_batch_noise_scale,
+)
 from jaxsgd.problems import Problem
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GradientMoments",
+    "HessianNoiseScale",
+    "NoiseScale",
     "PerExampleGradients",
     "Problem",
     "__version__",
     "additivity",
     "batch_losses",
+    "batch_size",
     "check_additivity",
     "check_per_example",
     "checks",
@@ -143,16 +162,21 @@ __all__ = [
     "estimators",
     "exchange",
     "gradient_moments",
+    "hessian_noise_scale",
     "kernels",
     "model_agnostic",
     "moments",
     "monitors",
+    "noise_scale",
     "per_example_gradients",
     "problems",
     "report",
+    "signal_to_noise",
     "sources",
     "surfaces",
     "sweeps",
+    "tails",
     "tracking",
     "training",
+    "two_batch_noise_scale",
 ]

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -77,7 +78,7 @@ def _unlike(g: kernels.PerExampleGradients, examples: PyTree, M: int, N: int) ->
 
 def _strata(leaf: Any) -> np.ndarray | None:
     """The labels of a leaf that holds one of a few integers for every example, as 0, 1, 2, …; otherwise None."""
-    if len(leaf.shape) != 1 or getattr(leaf.dtype, "kind", "") not in "iu":
+    if len(leaf.shape) != 1 or not jnp.issubdtype(leaf.dtype, jnp.integer):
         return None
     values, strata = np.unique(np.asarray(leaf), return_inverse=True)
     return strata if 2 <= len(values) <= _MOST_LABELS else None

@@ -22,6 +22,8 @@ from jaxsgd._batch_loss_findings import BatchLossFindings, examine
 from jaxsgd._design_rows import DesignRow, compare_designs
 from jaxsgd._params_files import name_of
 from jaxsgd._subsets import Reservoir, Subset, draw
+from jaxsgd.batch_size import critical_batch_size
+from jaxsgd.noise_scale import noise_scale
 
 _MOST_SIZES = 100_000  # of a curve that holds every batch size
 
@@ -123,11 +125,12 @@ class Findings:
         curvature is the same in all directions (McCandlish et al., arXiv:1812.06162, 2018, with 1/M for c_M).
         """
         M, N = batch_size, self.num_examples
-        return 1 + self.noise_scale * ((N - M) / (M * (N - 1))) if self.noise_scale < math.inf else math.inf
+        return 1 + self.noise_scale * ((N - M) / (M * (N - 1))) if self.noise_scale < math.inf else math.inf + 0 * M
 
     def examples(self, batch_size: Any) -> Any:
-        """Examples differentiated at a batch size, relative to the fewest: M steps(M)/B, 1 + M/B for M far below N."""
-        return self.steps(batch_size) * batch_size / self.noise_scale if self.noise_scale > 0 else math.inf
+        """Examples differentiated at a batch size, relative to the fewest: M steps(M)/B, or M/B + (N − M)/(N − 1)."""
+        M, N = batch_size, self.num_examples
+        return M / self.noise_scale + (N - M) / (N - 1) if self.noise_scale > 0 else math.inf + 0 * M
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def measure(
         batch_loss = examine(batch_loss_fn, loss_fn, params, subset.examples, check.tolerance, loss_key)
     T, G = float(m.trace_covariance(ddof=0)), float(m.squared_mean_norm)
     B = T / G if G > 0 else math.inf if T > 0 else 0.0
-    value, interval = _population_noise_scale(g, options.confidence_level)
+    population = noise_scale(g, confidence_level=options.confidence_level)
     batch_size = advised(B, N) if options.batch_size is None else options.batch_size
     _validate.positive_integer(batch_size=batch_size)
     _validate.batch_within_population(batch_size=batch_size, population_size=N)
@@ -174,8 +177,8 @@ def measure(
         squared_mean_norm=G,
         trace_covariance=T,
         noise_scale=B,
-        population_noise_scale=value,
-        population_interval=interval,
+        population_noise_scale=float(population.value),
+        population_interval=(float(population.low), float(population.high)),
         confidence_level=options.confidence_level,
         batch_size=batch_size,
         batch_sizes=sizes,
@@ -192,13 +195,12 @@ def measure(
 
 
 def advised(noise_scale: float, population_size: int) -> int:
-    """The largest power of two up to the noise scale, at least 1 and at most N.
+    """The largest power of two up to the critical batch size, where noise without replacement equals the signal.
 
-    At M = B a run takes twice the fewest steps and twice the fewest examples, with B far below N; below it steps are
-    wasted, above it examples (McCandlish et al., 2018).
+    There a run takes twice the fewest steps; below it steps are wasted, above it examples.
     """
-    largest = min(max(noise_scale, 1.0), float(population_size))
-    return int(2 ** math.floor(math.log2(largest)))
+    largest = float(critical_batch_size(noise_scale, population_size=population_size))
+    return int(2 ** math.floor(math.log2(max(largest, 1))))
 
 
 def grid(population_size: int) -> Int[np.ndarray, " b"]:
@@ -220,10 +222,6 @@ def _one_pass(
     subset = draw(data, options.sample_size, key)
     _validate.scalar_loss(loss_fn, params, subset.examples)
     return moments.gradient_moments(loss_fn, params, data, chunk_size=options.chunk_size), subset
-
-
-def _population_noise_scale(g: kernels.PerExampleGradients, level: float) -> tuple[float, tuple[float, float]]:
-    return math.nan, (math.nan, math.nan)
 
 
 def _shares(g: kernels.PerExampleGradients, check: checks.PerExampleCheck) -> tuple[ParameterShare, ...]:

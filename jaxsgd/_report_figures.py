@@ -141,7 +141,7 @@ def _norms(findings: Findings, ax: Any) -> None:
     """How long the gradients of single examples are."""
     norms = findings.norms[findings.norms > 0]
     length = findings.squared_mean_norm**0.5
-    largest = max([*norms, length])
+    largest = max([*norms, length]) or 1.0
     spread = largest / min([*norms, length or largest]) > _SPREAD
     if norms.size:
         bins = min(40, max(5, norms.size // 8))
@@ -154,7 +154,7 @@ def _norms(findings: Findings, ax: Any) -> None:
         ax.set_xscale("log")
         _plain(ax.xaxis)
     else:
-        ax.set_xlim(0, 1.05 * largest or None)
+        ax.set_xlim(0, 1.05 * largest)
     ax.set(xlabel=r"$\Vert g_i\Vert$", ylabel="examples")
 
 

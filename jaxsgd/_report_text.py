@@ -6,6 +6,7 @@ The public names are those of ``report``. Imports ``_findings`` only.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxsgd._findings import Findings, advised
 
@@ -111,7 +112,7 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def number(value: float) -> str:
+def number(value: Any) -> str:
     """Three digits, and no exponent where it is easily read without."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "–∞" if value < 0 else "–"
@@ -144,7 +145,8 @@ def _batch_size(findings: Findings) -> Verdict:
         why = "all gradients are equal" if findings.noise_scale == 0 else "the mean gradient is zero"
         return Verdict("Batch size", str(M), f"There is no trade-off at this point: {why}.")
     text = (
-        f"The largest power of two up to the noise scale takes {_cost(findings, M)}; {_next(findings, M)}. "
+        f"The largest power of two with no more noise than signal takes {_cost(findings, M)}; "
+        f"{_next(findings, M)}. "
         "The noise scale usually grows in training: measure again with a checkpoint."
     )
     return Verdict("Batch size", str(M), text)

@@ -45,6 +45,42 @@ def at_least(minimum: int, **named: Any) -> None:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
+def at_most(maximum: int, **named: int) -> None:
+    """Raise if a value is larger than ``maximum``."""
+    for name, value in named.items():
+        if value > maximum:
+            raise ValueError(f"{name} must be at most {maximum}, got {value}")
+
+
+def positive(**named: Any) -> None:
+    """Raise unless every value is larger than 0 and finite."""
+    for name, value in named.items():
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+def not_negative(**named: Any) -> None:
+    """Raise unless every number of every array is at least 0."""
+    for name, value in named.items():
+        values = np.asarray(value)
+        if not (values >= 0).all():
+            raise ValueError(f"{name} must be at least 0, got {values[~(values >= 0)].ravel()[0]}")
+
+
+def multiple(divisor: int, **named: int) -> None:
+    """Raise unless every value is a multiple of ``divisor``."""
+    for name, value in named.items():
+        if value % divisor:
+            raise ValueError(f"{name} must be a multiple of {divisor}, got {value}")
+
+
+def fraction(**named: Any) -> None:
+    """Raise unless every value is strictly between 0 and 1."""
+    for name, value in named.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+
 def batch_within_population(*, batch_size: int, population_size: int) -> None:
     """Raise if a batch without replacement would be larger than the population."""
     if batch_size > population_size:

@@ -5,8 +5,9 @@ From a terminal, for any function that returns a :class:`jaxsgd.Problem`, withou
     python -m jaxsgd report my_package.my_module:make_problem --data examples.npz --out folder
 
 which prints a summary and writes ``report.html`` (one page, nothing else needed), ``report.json``, ``variance.npz`` and
-the figures as PNG and PDF. Each function below makes a problem of a model of one library, with ``data`` a dict of arrays
-``x`` and ``y`` such as an ``.npz`` holds, and ``cross_entropy`` Optax's ``softmax_cross_entropy_with_integer_labels``:
+the figures as PNG and PDF. Each function below makes a problem of a model of one library, with ``data`` a dict of
+arrays ``x`` and ``y``, such as an ``.npz`` holds, and with Optax's ``softmax_cross_entropy_with_integer_labels`` as
+``cross_entropy``:
 
     def plain_problem(data):                                  # functions and a pytree
         def loss_fn(params, example):                         # ONE example, without the batch axis
@@ -163,7 +164,7 @@ def report(
     >>> from jaxsgd import problems
     >>> found = report(problems.line_fit(), name="a line")
     >>> round(found.noise_scale, 3), found.batch_size, [row.name for row in found.designs][-1]
-    (12.6, 4, 'independent draws')
+    (12.6, 2, 'independent draws')
     """
     loss_fn, params, data, batch_loss_fn = as_problem(problem)
     key = jax.random.key(0) if key is None else key
@@ -186,7 +187,7 @@ def as_problem(problem: Any, what: str = "problem") -> tuple[Any, Any, Any, Any]
 _ARRAYS = ("batch_sizes", "variance", "variance_with_replacement", "norms", "indices", "check", "explanation")
 
 
-def _sizes(found: Report) -> list[dict[str, float]]:
+def _sizes(found: Report) -> list[dict[str, Any]]:
     """The table of batch sizes as numbers."""
     sizes = [int(row[0]) for row in _report_text.size_rows(found)[1:]]
     variances = [found.variance_at(M) for M in sizes]

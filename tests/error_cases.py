@@ -18,6 +18,7 @@ from registry import gradients_given, linear_loss, measured
 import jaxsgd
 from jaxsgd import (
     _store,
+    batch_size,
     designs,
     dynamics,
     estimators,
@@ -29,9 +30,11 @@ from jaxsgd import (
     sources,
     surfaces,
     sweeps,
+    tails,
     tracking,
     training,
 )
+from jaxsgd.noise_scale import noise_scale_law
 
 KEY = jax.random.key(0)
 ONE = jnp.asarray(1.0)
@@ -1053,6 +1056,67 @@ CASES: list[Case] = [
         TypeError,
         "key must be a key such as jax.random.key(0), got 0 of type int",
         lambda *_: simulated(key=0),
+    ),
+    # The noise scale, batch sizes, tails.
+    (
+        ValueError,
+        "interval must be one of score, fieller, jackknife, got 'normal'",
+        lambda *_: jaxsgd.noise_scale(G, interval="normal"),
+    ),
+    (
+        ValueError,
+        "confidence_level must be between 0 and 1, got 95",
+        lambda *_: jaxsgd.noise_scale(G, confidence_level=95),
+    ),
+    (
+        ValueError,
+        "the number of examples must be at most 3, got 4",
+        lambda *_: jaxsgd.noise_scale(G, population_size=3),
+    ),
+    (
+        ValueError,
+        "the number of examples must be at least 2, got 1",
+        lambda *_: jaxsgd.noise_scale(G.take(slice(0, 1))),
+    ),
+    (
+        TypeError,
+        "population_size must be an integer, got 2.5",
+        lambda *_: jaxsgd.noise_scale(moments.of(G), population_size=2.5),
+    ),
+    (
+        ValueError,
+        "big_size must be at least 3, got 2",
+        lambda *_: jaxsgd.two_batch_noise_scale(ONE, ONE, small_size=2, big_size=2),
+    ),
+    (
+        ValueError,
+        "batch_size must be at most the population size 4, got 5",
+        lambda *_: noise_scale_law(G, 5),
+    ),
+    (
+        TypeError,
+        "key must be a key such as jax.random.key(0), got None of type NoneType",
+        lambda *_: jaxsgd.hessian_noise_scale(*problems.line_fit(), num_probes=4),
+    ),
+    (
+        ValueError,
+        "relative_noise must be positive, got 0",
+        lambda *_: batch_size.critical_batch_size(3.0, relative_noise=0),
+    ),
+    (
+        ValueError,
+        "noise_scale must be at least 0, got -5.25",
+        lambda *_: batch_size.critical_batch_size(np.array([1.0, -5.25])),
+    ),
+    (
+        ValueError,
+        "the number of samples must be a multiple of 3, got 4",
+        lambda *_: tails.stable_index(jnp.ones(4), block_size=3),
+    ),
+    (
+        ValueError,
+        "num_largest must be at most 3, got 4",
+        lambda *_: tails.hill_index(jnp.ones(4), num_largest=4),
     ),
     # Data sets that are samples, descent, surfaces.
     (

@@ -17,7 +17,7 @@ from jaxsgd.report import report, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 
-MODULE = '''
+MODULE = """
 import jax, jax.numpy as jnp
 from jaxsgd import Problem, problems
 
@@ -58,7 +58,7 @@ class Stream:
         raise RuntimeError("the disk is gone")
 
 def breaks_off(): return loss_fn, PARAMS, Stream()
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -200,13 +200,13 @@ def test_a_key_and_a_seed(capsys, folder: Path) -> None:
 @pytest.mark.usefixtures("without_figures")
 def test_a_checkpoint_is_where_gradients_are_taken(folder: Path) -> None:
     save_checkpoint("best.npz", {"m": jnp.asarray(1.1), "b": jnp.asarray(1.1)})
-    assert main("report models:make_problem --checkpoint best.npz --out out".split()) == 0
+    assert main(["report", "models:make_problem", "--checkpoint", "best.npz", "--out", "out"]) == 0
     written = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
     assert written["squared_mean_norm"] == pytest.approx(0, abs=1e-12)  # the minimum
 
 
 def test_the_python_function_writes_the_same(folder: Path) -> None:
-    assert main("report models:FIXED --out out".split()) == 0
+    assert main(["report", "models:FIXED", "--out", "out"]) == 0
     import models
 
     key, _ = jax.random.split(jax.random.key(0))
@@ -217,7 +217,7 @@ def test_the_python_function_writes_the_same(folder: Path) -> None:
 
 @pytest.mark.usefixtures("without_figures")
 def test_control_c_leaves_nothing_half_written(capsys, monkeypatch, folder: Path) -> None:
-    assert main("report models:make_problem --out out".split()) == 0
+    assert main(["report", "models:make_problem", "--out", "out"]) == 0
     before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
     replace, calls = _store.os.replace, []
 
@@ -228,7 +228,7 @@ def test_control_c_leaves_nothing_half_written(capsys, monkeypatch, folder: Path
         replace(*paths)
 
     monkeypatch.setattr(_store.os, "replace", interrupted)
-    assert main("report models:make_problem --out out --batch-size 1".split()) == 130
+    assert main(["report", "models:make_problem", "--out", "out", "--batch-size", "1"]) == 130
     assert capsys.readouterr().err.startswith("interrupted: ")
     after = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
     assert after.keys() == before.keys()
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_store.os, "fsync", full)
-    assert main("report models:make_problem --out out".split()) == 1
+    assert main(["report", "models:make_problem", "--out", "out"]) == 1
     assert capsys.readouterr().err == "error: writing: No space left on device\n"
     assert list(Path("out").iterdir()) == []
 
@@ -266,7 +266,7 @@ def test_a_failure_of_the_package_is_shown_as_it_is(monkeypatch) -> None:
 
 def test_the_traceback_of_a_mistake_is_there_for_the_asking() -> None:
     with pytest.raises(ValueError, match="batch_size must be at most"):
-        main("report models:make_problem --batch-size 5 --traceback".split())
+        main(["report", "models:make_problem", "--batch-size", "5", "--traceback"])
 
 
 def test_help(capsys) -> None:
