@@ -14,6 +14,11 @@ from jaxtyping import Array, Bool, Float, Integer
 from jaxsgd._factors import Flops, accumulated, einsum, examples_at_a_time
 
 
+def wide(indices: Integer[Array, "..."]) -> Integer[Array, "..."]:
+    """Indices in a type that holds the number of rows as well, which bytes do not for a table of 256."""
+    return indices.astype(jnp.int32) if indices.dtype.itemsize < 4 else indices
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sparse:
