@@ -145,7 +145,7 @@ def _batch_size(findings: Findings) -> Verdict:
         why = "all gradients are equal" if findings.noise_scale == 0 else "the mean gradient is zero"
         return Verdict("Batch size", str(M), f"There is no trade-off at this point: {why}.")
     text = (
-        f"The largest power of two with no more noise than signal takes {_cost(findings, M)}; "
+        f"The largest power of two up to where noise equals signal takes {_cost(findings, M)}; "
         f"{_next(findings, M)}. "
         "The noise scale usually grows in training: measure again with a checkpoint."
     )
