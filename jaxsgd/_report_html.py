@@ -39,14 +39,16 @@ figcaption { font-size: .88rem; color: var(--quiet); margin-top: .5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .9rem .32rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { font-weight: 600; color: var(--quiet); }
-th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; color: var(--quiet); white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
 tr.chosen td { font-weight: 700; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; }
 pre { overflow-x: auto; font: .8rem/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--card);
   border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .8rem; }
+@media (max-width: 30rem) { main { padding: 1.2rem .8rem 2rem; } figure { padding: .6rem .5rem; }
+  table { font-size: .85rem; } th, td { padding-right: .6rem; } td:first-child { min-width: 5.5rem; } }
 @media print { .card, figure, table { break-inside: avoid; } }
 """
 

@@ -58,6 +58,14 @@ LINES = Problem(LINE.loss_fn, LINE.params, {"x": jnp.arange(8.0) ** 2, "y": jnp.
 LINE_LOSS = mean_of(LINE.loss_fn)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Most of the time goes into compiling, and this takes a part of it away."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def whole():
     return report(Problem(*PROBLEM, BATCH_LOSS), name="clusters <script>alert('x')</script>", key=KEY)
