@@ -162,7 +162,7 @@ def measure(
         batch_loss = examine(batch_loss_fn, loss_fn, params, subset.examples, check.tolerance, loss_key)
     T, G = float(m.trace_covariance(ddof=0)), float(m.squared_mean_norm)
     B = T / G if G > 0 else math.inf if T > 0 else 0.0
-    population = noise_scale(g, confidence_level=options.confidence_level)
+    population = _noise_scale(g, options.confidence_level)
     batch_size = advised(B, N) if options.batch_size is None else options.batch_size
     _validate.positive_integer(batch_size=batch_size)
     _validate.batch_within_population(batch_size=batch_size, population_size=N)
@@ -224,10 +224,15 @@ def _one_pass(
     return moments.gradient_moments(loss_fn, params, data, chunk_size=options.chunk_size), subset
 
 
+_noise_scale = jax.jit(lambda g, level: noise_scale(g, confidence_level=level), static_argnums=1)
+
+
 def _shares(g: kernels.PerExampleGradients, check: checks.PerExampleCheck) -> tuple[ParameterShare, ...]:
     mean = jax.tree_util.tree_leaves_with_path(g.mean())
-    noise = np.asarray([float(leaf.sum()) for leaf in jax.tree.leaves(g.variance(ddof=0))])
-    signal = np.asarray([float((leaf**2).sum()) for _, leaf in mean])
+    noise = np.asarray(
+        [np.sum(leaf, dtype=np.float64) for leaf in map(np.asarray, jax.tree.leaves(g.variance(ddof=0)))]
+    )
+    signal = np.asarray([np.sum(np.asarray(leaf, np.float64) ** 2) for _, leaf in mean])
     noise, signal = (part / (part.sum() or 1.0) for part in (noise, signal))
     return tuple(
         ParameterShare(name_of(path), p.shape, p.rule, p.errors[p.worst], float(t), float(s))

@@ -51,9 +51,9 @@ def load_checkpoint(path: Any, params: PyTree) -> PyTree:
     _validate.floating_leaves(params=params)
     arrays = _store.read_arrays(Path(path))
     expected = {name_of(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    for name in arrays.keys() - expected.keys():
+    for name in sorted(arrays.keys() - expected.keys()):
         raise ValueError(f"checkpoint {path} has an array {name!r}, which params lack{did_you_mean(name, expected)}")
-    for name in expected.keys() - arrays.keys():
+    for name in sorted(expected.keys() - arrays.keys()):
         raise ValueError(f"checkpoint {path} lacks {name!r} of params")
     return jax.tree.unflatten(
         jax.tree.structure(params), [_fitted(path, name, arrays[name], leaf) for name, leaf in expected.items()]

@@ -5,9 +5,8 @@ The real data sets come with scikit-learn, so nothing is downloaded. Imports ``_
 """
 
 import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,29 +23,49 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """A loss, where to take its gradient, and the examples.
+class _Parts(NamedTuple):
+    loss_fn: Callable[[Any, Any], Any]
+    params: PyTree
+    data: Any
 
-    It unpacks into the first three, which is what the functions of this package take:
-    ``loss_fn, params, data = problem`` and ``check_per_example(*problem)``.
+
+class Problem(_Parts):
+    """A loss, where to take its gradient, and the examples: the named tuple ``(loss_fn, params, data)``.
+
+    A fourth argument is an attribute, no member of the tuple, so every problem unpacks into the three that the
+    functions of this package take: ``loss_fn, params, data = problem`` and ``check_per_example(*problem)``.
 
     Attributes:
         loss_fn: ``loss_fn(params, example) -> scalar`` for ONE example.
         params: θ, a pytree of floating-point arrays.
         data: a pytree of arrays with N examples along the first axis of each; where data are streamed, also a source or
             an iterable of batches (see :mod:`jaxsgd.sources`).
-        batch_loss_fn: ``batch_loss_fn(params, batch) -> scalar``, the loss that is trained, if there is one that is
-            written for a batch: what ``check_additivity`` takes.
+        batch_loss_fn: ``batch_loss_fn(params, batch) -> scalar``, if the loss that is trained is written for a batch:
+            what ``check_additivity`` takes.
+
+    >>> problem = Problem(min, 1.0, [2.0, 3.0], max)
+    >>> _, params, _ = problem
+    >>> params, len(problem), problem._replace(params=0.0).batch_loss_fn
+    (1.0, 3, <built-in function max>)
     """
 
-    loss_fn: Callable[[Any, Any], Any]
-    params: PyTree
-    data: Any
-    batch_loss_fn: Callable[..., Any] | None = None
+    batch_loss_fn: Callable[..., Any] | None
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.loss_fn, self.params, self.data))
+    def __new__(
+        cls,
+        loss_fn: Callable[[Any, Any], Any],
+        params: PyTree,
+        data: Any,
+        batch_loss_fn: Callable[..., Any] | None = None,
+    ) -> "Problem":
+        """A problem of three or four parts."""
+        self = super().__new__(cls, loss_fn, params, data)
+        self.batch_loss_fn = batch_loss_fn
+        return self
+
+    def _replace(self, **changes: Any) -> "Problem":
+        """A problem with some of the four exchanged."""
+        return Problem(**{**self._asdict(), "batch_loss_fn": self.batch_loss_fn, **changes})
 
 
 def line_fit(m: float = 1.0, b: float = 1.0) -> Problem:
