@@ -48,7 +48,7 @@ pre { overflow-x: auto; font: .8rem/1.45 ui-monospace, "SF Mono", Menlo, Consola
   border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .8rem; }
 @media (max-width: 30rem) { main { padding: 1.2rem .8rem 2rem; } figure { padding: .6rem .5rem; }
-  table { font-size: .85rem; } th, td { padding-right: .6rem; } td:first-child { min-width: 5.5rem; } }
+  table { font-size: .85rem; } th, td { padding-right: .6rem; } td:first-child { min-width: 4rem; } }
 @media print { .card, figure, table { break-inside: avoid; } }
 """
 

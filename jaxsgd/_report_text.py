@@ -4,12 +4,14 @@ The public names are those of ``report``. Imports ``_findings`` only.
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxsgd._findings import Findings, advised
 
+_INDENTED: dict[str, Any] = {"width": 110, "initial_indent": "  ", "subsequent_indent": "  "}
 _MUCH_NOISE = 1.2  # of unshuffled data relative to independent draws: worth a word
 
 
@@ -46,11 +48,14 @@ def as_text(findings: Findings) -> str:
     lines = [
         f"{findings.name}: {findings.num_examples} examples, {findings.num_params} parameters ({findings.dtype}), "
         f"mean loss {findings.mean_loss:.4g}",
-        scope(findings),
+        textwrap.fill(scope(findings), 110),
         "",
     ]
     for verdict in verdicts(findings):
-        lines += [f"{'✓' if verdict.good else '!'} {verdict.title}: {verdict.value}", f"  {verdict.text}"]
+        lines += [
+            f"{'✓' if verdict.good else '!'} {verdict.title}: {verdict.value}",
+            textwrap.fill(verdict.text, **_INDENTED),
+        ]
     lines += [
         "",
         *aligned(size_rows(findings)),
@@ -75,7 +80,7 @@ def scope(findings: Findings) -> str:
 
 def size_rows(findings: Findings) -> list[tuple[str, ...]]:
     """A table of batch sizes: powers of two about the noise scale, and all data."""
-    head = ("batch size", "noise", "noise/signal", "steps", "examples")
+    head = ("batch size", "noise", "noise / signal", "steps", "examples")
     B, N = findings.noise_scale, findings.num_examples
     center = math.log2(min(max(B, 1), N))
     exponents = range(max(math.floor(center) - 4, 0), math.floor(min(center + 4, math.log2(N))) + 1)
