@@ -30,11 +30,12 @@ Modules, and the only modules of the package that each may import:
     _gradients   : _factors, _recipe, _trace, _validate
     _streamed    : _factors, _gradients
     _store       :
-    kernels      : _gradients, _streamed, _validate
-    checks       : _gradients, _validate
+    _sharding    :
+    kernels      : _gradients, _sharding, _streamed, _validate
+    checks       : _gradients, _sharding, _validate
     model_agnostic : _factors, _gradients, _validate
     sources      : _store, _validate
-    moments      : _factors, kernels, sources, _validate
+    moments      : _factors, _sharding, kernels, sources, _validate
     _covariances :
     _law         : _covariances, _validate, _validate_designs
     _uniform     : _covariances, _law, _validate
@@ -49,29 +50,36 @@ Modules, and the only modules of the package that each may import:
     designs      : _bernoulli, _conditional_poisson, _covariances, _groups, _importance, _independent, _law,
                    _reshuffling, _stratified, _uniform
     _contractions : _covariances, _factors, kernels
-    _curves      : kernels, moments, designs, _validate
+    _curves      : kernels, moments, designs, _sharding, _validate
     _batch_losses  : _factors, designs, _validate
     _set_functions :
-    _subset_losses : _batch_losses, _set_functions
-    _sample_estimates : kernels, _validate
-    _exact       : _contractions, designs, kernels, moments
-    _comparison  : _contractions, _exact, designs, kernels, moments, _validate, _validate_designs
+    _subset_losses : _batch_losses, _set_functions, _sharding
+    _sample_estimates : kernels, _sharding, _validate
+    _exact       : _contractions, _sharding, designs, kernels, moments
+    _comparison  : _contractions, _exact, _sharding, designs, kernels, moments, _validate, _validate_designs
     _affine      : _validate, _validate_dynamics
     _quadratics  : _affine, designs, _validate, _validate_designs, _validate_dynamics
     _langevin    : _law, designs, _validate_designs
-    dynamics     : _affine, _langevin, _quadratics, designs, _validate, _validate_designs, _validate_dynamics
+<<<<<<< HEAD
+    _noisy_quadratic : _validate, _validate_designs, _validate_dynamics
+    dynamics     : _affine, _langevin, _noisy_quadratic, _quadratics, designs, _validate, _validate_designs,
+                   _validate_dynamics
     _descent     : designs, kernels, _validate
+=======
+    dynamics     : _affine, _langevin, _quadratics, designs, _validate, _validate_designs, _validate_dynamics
+    _descent     : designs, kernels, _sharding, _validate
+>>>>>>> wt-m
     _populations : designs, _validate
     estimators   : _batch_losses, _comparison, _curves, _descent, _exact, _populations, _sample_estimates, _factors,
                    kernels, designs, _validate
-    surfaces     : _curves, kernels, _validate
+    surfaces     : _curves, kernels, _sharding, _validate
     problems     : _validate
     _exchange_cases :
     _typical_losses :
     _kinks       :
     _pairs       : _factors, kernels
     _hessian     : _factors, _validate, kernels
-    batch_size   : _factors, _pairs, _validate, kernels
+    batch_size   : _factors, _pairs, _tradeoff, _validate, kernels
     signal_to_noise : _validate, kernels, moments
     tails        : _validate
     noise_scale  : _factors, _hessian, _pairs, _validate, kernels, moments
@@ -81,10 +89,17 @@ Modules, and the only modules of the package that each may import:
     _monitoring  : _batch_statistics, _factors, _validate, _validate_training
     monitors     : _batch_statistics, _factors, _monitoring, _validate, _validate_training
     _steps       : _dense, _draws, _streamed, kernels, monitors, _validate_training
-    _checkpoints : _steps, _store
+    _checkpoints : _sharding, _steps, _store
     tracking     :
+<<<<<<< HEAD
     training     : _checkpoints, _draws, _steps, kernels, tracking, _validate, _validate_training
     sweeps       : training, _store, _validate, _validate_training
+    _tradeoff    : _validate, _validate_designs, _validate_training
+=======
+    training     : _checkpoints, _draws, _sharding, _steps, kernels, tracking, _validate,
+                   _validate_training
+    sweeps       : training, _sharding, _store, _validate, _validate_training
+>>>>>>> wt-m
     exchange     : _exchange_cases, _kinks, _typical_losses, _validate
     batch_losses : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate

@@ -12,33 +12,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsgd import _store
+from jaxsgd import _sharding, _store
 from jaxsgd._steps import Carry
 
 Record = tuple[int, dict[str, np.ndarray]]  # a step, and the metrics there
 
 _METRICS = "metrics/"
+_NUMBERS_AT_A_TIME = 2**24
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Checkpoint:
-    """The file of one run, named by its settings: another run's, or a damaged one, is refused."""
+    """The file of one run, named by its settings: another run's, or a damaged one, is refused.
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
+    Of several processes that share a run, the first writes it, and all read it.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], mesh: Any = None) -> None:
+        self.path, self.settings, self.mesh = path, settings, mesh
 
     def save(self, step: int, carry: Carry, records: list[Record]) -> None:
         """Write the state before a step, and what was recorded so far."""
         arrays = {f"carry/{i}": _stored(leaf) for i, leaf in enumerate(jax.tree.leaves(carry))}
         arrays |= {f"{_METRICS}{name}": np.stack([found[name] for _, found in records]) for name in records[0][1]}
         arrays |= {"step": np.asarray(step), "steps": np.asarray([step for step, _ in records])}
-        _store.write_bytes(self.path, _store.pack_record(arrays, self.settings))
+        if _sharding.is_first(self.mesh):
+            _store.write_bytes(self.path, _store.pack_record(arrays, self.settings))
 
     def load(self, like: Carry) -> tuple[int, Carry, list[Record]] | None:
         """What was saved, or None if nothing was."""
-        if not self.path.exists():
+        arrays = _store.read_record(self.path, self.settings) if self.path.exists() else None
+        if not _sharding.agree(self.mesh, -1 if arrays is None else int(arrays["step"])):
+            raise ValueError(f"checkpoint must be in a folder that all processes of the run share, got {self.path}")
+        if arrays is None:
             return None
-        arrays = _store.read_record(self.path, self.settings)
         leaves = [_restored(arrays[f"carry/{i}"], leaf) for i, leaf in enumerate(jax.tree.leaves(like))]
         metrics = {name.removeprefix(_METRICS): values for name, values in arrays.items() if name.startswith(_METRICS)}
         records = [
@@ -52,9 +59,11 @@ def digest(tree: Any) -> str:
     """A hash of the structure of a pytree and of every bit of its arrays."""
     found = hashlib.sha256(_ADDRESS.sub("", str(jax.tree.structure(tree))).encode())
     for leaf in jax.tree.leaves(tree):
-        array = _stored(leaf)
-        found.update(f"{array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
+        leaf = _plain(leaf)
+        for i, block in enumerate(map(_viewed, _sharding.blocks(leaf, _NUMBERS_AT_A_TIME))):
+            if i == 0:
+                found.update(f"{block.dtype} {leaf.shape}".encode())
+            found.update(np.ascontiguousarray(block).tobytes())
     return found.hexdigest()[:16]
 
 
@@ -63,19 +72,27 @@ def program_digest(program: Any) -> str:
     return digest([_ADDRESS.sub("", str(program.jaxpr)).encode().hex(), *program.consts])
 
 
-def _stored(leaf: Any) -> np.ndarray:
-    """An array as NumPy stores it: keys as their data, dtypes that NumPy does not have as bytes."""
+def _plain(leaf: Any) -> Any:
     if isinstance(leaf, str):
         return np.frombuffer(bytes.fromhex(leaf), np.uint8)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _stored(leaf: Any) -> np.ndarray:
+    """An array as NumPy stores it: keys as their data, dtypes that NumPy does not have as bytes."""
+    leaf = _plain(leaf)
+    return _viewed(_sharding.on_host(leaf))
+
+
+def _viewed(array: np.ndarray) -> np.ndarray:
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
 def _restored(array: np.ndarray, like: Any) -> Any:
     """The array again, as ``like`` is."""
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
-    dtype = np.dtype(like.dtype)
-    return jnp.asarray(array.view(dtype) if dtype.kind == "V" else array)
+        found = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+    else:
+        dtype = np.dtype(like.dtype)
+        found = jnp.asarray(array.view(dtype) if dtype.kind == "V" else array)
+    return found if _sharding.mesh_of(like) is None else jax.device_put(found, like.sharding)

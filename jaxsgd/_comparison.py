@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64, PyTree
 
-from jaxsgd import _contractions, _validate, _validate_designs, designs, kernels, moments
+from jaxsgd import _contractions, _sharding, _validate, _validate_designs, designs, kernels, moments
 from jaxsgd._exact import exact
 
 Reference = Literal["with_replacement", "without_replacement"]
@@ -127,7 +127,7 @@ def optimal_probabilities(g: kernels.PerExampleGradients) -> Float64[np.ndarray,
         P. Zhao and T. Zhang, "Stochastic optimization with importance sampling", ICML 2015.
     """
     kernels.require_finite(g)
-    norms = np.sqrt(np.asarray(g.squared_norms(), dtype=np.float64))
+    norms = np.sqrt(_sharding.on_host(g.squared_norms()).astype(np.float64))
     _validate_designs.positive(**{"the largest norm of a gradient": float(norms.max())})
     return norms / norms.sum()
 
@@ -143,7 +143,7 @@ def stratum_deviations(g: kernels.PerExampleGradients, strata: Any) -> Float64[n
     _validate_designs.for_population(g.count, strata=strata)
     kernels.require_finite(g)
     labels = np.asarray(strata)
-    squares = np.asarray(_contractions.stratum_deviations(g, labels), dtype=np.float64)
+    squares = _sharding.on_host(_contractions.stratum_deviations(g, labels)).astype(np.float64)
     return np.sqrt(squares / np.maximum(np.bincount(labels) - 1, 1))
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
-from jaxsgd import _validate, designs, kernels, moments
+from jaxsgd import _sharding, _validate, designs, kernels, moments
 
 DesignName = Literal["with_replacement", "without_replacement"]
 
@@ -127,8 +127,8 @@ def monte_carlo_curve(
     for start in progress(range(0, num_draws, chunk_size)):
         draws = jnp.arange(start, min(start + chunk_size, num_draws))
         orders, chunk = _prefix_squared_norms(law, gram, key, draws)
-        squared_sums.append(np.asarray(chunk, dtype=np.float64)[:, sizes - 1])
-        np.add.at(counts, (np.arange(g.count), np.asarray(orders)), 1)
+        squared_sums.append(_sharding.on_host(chunk).astype(np.float64)[:, sizes - 1])
+        np.add.at(counts, (np.arange(g.count), _sharding.on_host(orders)), 1)
     squared_errors = np.concatenate(squared_sums) / sizes.astype(np.float64) ** 2
     mean_weights = np.cumsum(counts, axis=0)[sizes - 1] / (num_draws * sizes[:, None])
     return VarianceCurve(
@@ -136,7 +136,7 @@ def monte_carlo_curve(
         batch_sizes=sizes,
         variance=squared_errors.mean(axis=0),
         standard_error=squared_errors.std(axis=0, ddof=1) / num_draws**0.5,
-        squared_mean_error=_quadratic_forms(mean_weights, np.asarray(gram, dtype=np.float64)),
+        squared_mean_error=_quadratic_forms(mean_weights, _sharding.on_host(gram).astype(np.float64)),
         num_draws=num_draws,
     )
 
@@ -209,7 +209,7 @@ def squared_error_law(
     _validate.one_of(tuple(_FULL_SIZE_DESIGNS), design=design)
     kernels.require_finite(g)
     sizes = _batch_sizes(batch_sizes, g.count)
-    gram = np.asarray(centered_gram(g), dtype=np.float64)
+    gram = _sharding.on_host(centered_gram(g)).astype(np.float64)
     N, M, diagonal = float(g.count), sizes.astype(np.float64), np.diagonal(gram)
     trace, quartic, frobenius = diagonal.sum(), np.sum(diagonal**2), np.sum(gram**2)
     if design == "with_replacement":

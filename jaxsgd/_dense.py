@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsgd._factors import LARGEST_BLOCK, Flops, accumulated, average, chunked, einsum
+from jaxsgd._factors import LARGEST_BLOCK, Flops, accumulated, average, chunked, einsum, varying_like
 
 
 @jax.tree_util.register_dataclass
@@ -149,6 +149,7 @@ def dense_one_by_one(
         return totals, (values, tuple(jnp.sum(value**2, axis=tuple(range(1, value.ndim))) for value in values))
 
     zeros = [accumulated(jnp.zeros(shape.shape, shape.dtype)) for shape in _shapes_of_one(gradients, arrays)]
+    zeros = varying_like(arrays, zeros)
     if at_a_time == 1:  # without a batch dimension of 1, which would slow products down
         totals, (values, norms) = jax.lax.scan(one, tuple(zeros), arrays, unroll=_UNROLL)
     else:

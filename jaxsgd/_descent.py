@@ -2,9 +2,7 @@
 
 from fractions import Fraction
 
-import numpy as np
-
-from jaxsgd import _validate, designs, kernels
+from jaxsgd import _sharding, _validate, designs, kernels
 
 
 def descent_probability(
@@ -32,7 +30,7 @@ def descent_probability(
     _validate.positive_integer(max_batches=max_batches)
     kernels.require_finite(g)
     _validate.enumerable(max_batches=max_batches, size=design.support_size(g.count), design=design)
-    slopes = [Fraction(float(slope)) for slope in np.asarray(g.inner_products(g.mean()))]
+    slopes = [Fraction(float(slope)) for slope in _sharding.on_host(g.inner_products(g.mean()))]
     downhill = Fraction(0)
     for probability, weights in design.support(g.count):
         if sum(w * slope for w, slope in zip(weights, slopes, strict=True) if w) > 0:

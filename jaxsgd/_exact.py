@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, PyTree
 
-from jaxsgd import _contractions, designs, kernels, moments
+from jaxsgd import _contractions, _sharding, designs, kernels, moments
 
 
 @jax.tree_util.register_dataclass
@@ -99,7 +99,7 @@ def _require_counted(g: kernels.PerExampleGradients, mean_weights: Float64[np.nd
     left_out = np.flatnonzero(mean_weights == 0)
     if isinstance(g.example_losses, jax.core.Tracer) or not left_out.size:
         return
-    seen = np.flatnonzero(np.asarray(g.squared_norms(), dtype=np.float64)[left_out])
+    seen = np.flatnonzero(_sharding.on_host(g.squared_norms())[left_out])
     if seen.size:
         raise ValueError(
             "probabilities must be positive for examples whose gradients are not zero, "

@@ -77,4 +77,24 @@ def in_blocks(function: Callable[[Any], Array], arrays: Any) -> Array:
     return total if rest is None else total + function(rest)
 
 
+def varying_like(arrays: Any, tree: Any) -> Any:
+    """The tree, varying over the axes of ``jax.shard_map`` that the arrays vary over.
+
+    With respect to parameters that do not vary, ``jax.grad`` inside ``shard_map`` is the sum over all devices; and what
+    a loop carries must vary from the start.
+    """
+    axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(arrays)))
+
+    def cast(leaf: Any) -> Any:
+        missing = tuple(sorted(axes - _varying_axes(leaf)))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _varying_axes(leaf: Any) -> frozenset[str]:
+    axes: frozenset[str] = jax.typeof(leaf).manual_axis_type.varying
+    return axes
+
+
 LARGEST_BLOCK = 4096

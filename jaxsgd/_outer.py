@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsgd._dense import Dense
-from jaxsgd._factors import Flops, accumulation_dtype, einsum, examples_at_a_time, in_blocks
+from jaxsgd._factors import Flops, accumulation_dtype, einsum, examples_at_a_time, in_blocks, varying_like
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class Outer:
             return total + function(einsum("bti,bto->bio", *pair)), None
 
         def summed(sides: tuple[Array, Array]) -> Array:
-            return jax.lax.scan(add, jnp.zeros((b, i, o), sides[0].dtype), sides)[0]
+            return jax.lax.scan(add, varying_like(sides, jnp.zeros((b, i, o), sides[0].dtype)), sides)[0]
 
         return in_blocks(summed, self._arrays())
 

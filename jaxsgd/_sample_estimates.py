@@ -1,6 +1,6 @@
 """The variance of a minibatch gradient estimated from that one batch, and higher moments from a whole population.
 
-Imports ``kernels`` and ``_validate`` only.
+Imports ``_sharding``, ``_validate`` and ``kernels`` only.
 """
 
 from fractions import Fraction
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsgd import _validate, kernels
+from jaxsgd import _sharding, _validate, kernels
 
 
 def with_replacement_variance(g_batch: kernels.PerExampleGradients) -> Float[Array, ""]:
@@ -102,7 +102,7 @@ def horvitz_thompson_variance(
     """
     first, joint = _probabilities(g_batch, inclusion_probabilities, joint_inclusion_probabilities, population_size)
     products = first[:, None] * first[None, :]
-    K = np.asarray(g_batch.gram(), np.float64)
+    K = _sharding.on_host(g_batch.gram()).astype(np.float64)
     return _as_result(np.sum((joint - products) / (joint * products) * K), g_batch, population_size)
 
 
@@ -133,7 +133,7 @@ def sen_yates_grundy_variance(
     """
     first, joint = _probabilities(g_batch, inclusion_probabilities, joint_inclusion_probabilities, population_size)
     products = first[:, None] * first[None, :]
-    K = np.asarray(g_batch.gram(), np.float64) / products
+    K = _sharding.on_host(g_batch.gram()).astype(np.float64) / products
     distances = np.diag(K)[:, None] + np.diag(K)[None, :] - 2 * K
     return _as_result(np.sum((products - joint) / joint * distances) / 2, g_batch, population_size)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._factors import accumulated, chunked, squared_norm
+from jaxsgd._factors import accumulated, chunked, squared_norm, varying_like
 from jaxsgd._gradients import Loss, PerExampleGradients, trace_batch
 
 
@@ -123,7 +123,7 @@ class StreamedGradients(PerExampleGradients):
         """A statistic that is a sum over examples, of all chunks."""
         some, rest = chunked((self.batch, arrays), self.chunk_size)
         shapes = jax.eval_shape(partial(self._of_chunk, statistic), jax.tree.map(lambda leaf: leaf[0], some))
-        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        zeros = varying_like(some, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes))
 
         def add(total: Any, chunk: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, self._of_chunk(statistic, chunk)), None

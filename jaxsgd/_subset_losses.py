@@ -1,6 +1,6 @@
 """A batch loss evaluated on the subsets of a batch that ``additivity`` needs, with a bound on rounding errors.
 
-Imports ``_batch_losses`` (evaluation) and ``_set_functions`` (the subsets) only.
+Imports ``_batch_losses`` (evaluation), ``_set_functions`` (the subsets) and ``_sharding`` only.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxsgd import _batch_losses
+from jaxsgd import _batch_losses, _sharding
 from jaxsgd._set_functions import Family, root_mean_square, subsets
 
 CORE = 6  # examples of which single ones, pairs and triples are evaluated
@@ -224,7 +224,7 @@ def example_rows(batch: PyTree) -> np.ndarray:
         jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
         for leaf in jax.tree.leaves(batch)
     ]
-    arrays = [np.ascontiguousarray(np.asarray(leaf)).reshape(len(leaf), -1) for leaf in leaves]
+    arrays = [np.ascontiguousarray(_sharding.on_host(leaf)).reshape(len(leaf), -1) for leaf in leaves]
     return np.concatenate([array.view(np.uint8).reshape(len(array), -1) for array in arrays], axis=1)
 
 

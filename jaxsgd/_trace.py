@@ -8,15 +8,13 @@ Imports ``_dense``, ``_factors``, ``_jaxpr``, ``_outer``, ``_recipe``, ``_rules`
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxsgd._dense import Dense, dense_one_by_one
-from jaxsgd._factors import examples_at_a_time
+from jaxsgd._factors import examples_at_a_time, varying_like
 from jaxsgd._jaxpr import Operation, Value, evaluate, trace
 from jaxsgd._outer import Outer
 from jaxsgd._recipe import Factor, Recipe
@@ -28,6 +26,7 @@ def loss_and_factors(
     loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree
 ) -> tuple[Any, tuple[Factor, ...], tuple[str, ...]]:
     """The losses of n examples, shape (n,), and for every parameter the factor of its gradients and the rule."""
+    params = varying_like(batch, params)
     graph, recipes = _plan(loss_fn, params, batch)
     num_params = len(jax.tree.leaves(params))
     known_params = dict(zip(graph.inputs, jax.tree.leaves(params), strict=False))
@@ -86,9 +85,15 @@ def _built(recipe: Recipe, arrays: list[Any], count: int) -> Factor:
 
 
 def _plan(loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree) -> tuple[Any, list[Recipe]]:
-    shape = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype))  # type: ignore[no-untyped-call]
-    example = jax.eval_shape(lambda b: jax.tree.map(lambda leaf: leaf[0], b), batch)
-    graph = trace(jax.value_and_grad(loss_fn), shape(params), example)
+    arguments = jax.eval_shape(
+        lambda p, b: (
+            jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), p),  # no weak types
+            jax.tree.map(lambda leaf: leaf[0], b),
+        ),
+        params,
+        batch,
+    )
+    graph = trace(jax.value_and_grad(loss_fn), *arguments)
     return graph, [find(value) for value in graph.outputs[1:]]
 
 

@@ -70,3 +70,11 @@ def examples(population_size: int, **named: Sequence[int]) -> None:
         if outside or len(order) == 0:
             got = outside[0] if outside else "none"
             raise ValueError(f"{name} must hold examples from 0 to {population_size - 1}, got {got}")
+
+
+def below(limit: float, **named: np.ndarray) -> None:
+    """Raise unless every number of every array is positive and below the limit."""
+    for name, values in named.items():
+        bad = values[~((values > 0) & (values < limit))]
+        if bad.size:
+            raise ValueError(f"{name} must be positive and below {limit:g}, got {bad[0]}")

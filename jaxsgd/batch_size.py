@@ -4,7 +4,7 @@ The noise scale B = tr Σ/‖ḡ‖² is :func:`jaxsgd.noise_scale`'s, or, with 
 The functions here take numbers or arrays of them, so they can be applied to ``estimate.value``, ``.low`` and ``.high``
 alike.
 
-Imports ``_factors``, ``_pairs``, ``_validate`` and ``kernels`` only.
+Imports ``_factors``, ``_pairs``, ``_tradeoff``, ``_validate`` and ``kernels`` only.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsgd import _factors, _pairs, _validate, kernels
+from jaxsgd._tradeoff import Tradeoff, fit_tradeoff, steps_to_target
 
 __all__ = [
     "GradientTests",
     "RelativeCost",
+    "Tradeoff",
     "adascale_gain",
     "cabs_batch_size",
     "critical_batch_size",
+    "fit_tradeoff",
     "gradient_tests",
     "relative_cost",
+    "steps_to_target",
 ]
 
 
@@ -121,7 +125,7 @@ def cabs_batch_size(trace_covariance: Any, mean_loss: Any, learning_rate: Any) -
     References:
         L. Balles, J. Romero, P. Hennig, "Coupling adaptive batch sizes with learning rates", UAI 2017.
 
-    >>> float(cabs_batch_size(15.75, 0.75, 0.05))
+    >>> round(float(cabs_batch_size(15.75, 0.75, 0.05)), 4)
     1.05
     """
     return jnp.asarray(learning_rate) * trace_covariance / mean_loss

@@ -1,6 +1,6 @@
 """For those who do not want to take the engine on trust: every statistic against the plain loop over examples.
 
-Imports ``_gradients`` and ``_validate`` only.
+Imports ``_gradients``, ``_sharding`` and ``_validate`` only.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxsgd import _validate
+from jaxsgd import _sharding, _validate
 from jaxsgd._gradients import Loss, PerExampleGradients, si, table, trace_batch
 
 
@@ -160,7 +160,8 @@ def _rows_by_loop(loss_fn: Loss, params: PyTree, batch: PyTree, count: int) -> l
     gradient = jax.jit(jax.grad(loss_fn))
     each = [jax.tree.leaves(gradient(params, jax.tree.map(lambda leaf, i=i: leaf[i], batch))) for i in range(count)]
     return [
-        np.stack([np.asarray(leaf, np.float64).reshape(-1) for leaf in leaves]) for leaves in zip(*each, strict=True)
+        np.stack([_sharding.on_host(leaf).astype(np.float64).reshape(-1) for leaf in leaves])
+        for leaves in zip(*each, strict=True)
     ]
 
 
@@ -191,7 +192,7 @@ _STATISTICS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, float]]] = {
 
 
 def _relative_error(found: Any, truth: np.ndarray, scale: float) -> float:
-    difference = np.abs(np.asarray(found, np.float64).reshape(truth.shape) - truth).max(initial=0)
+    difference = np.abs(_sharding.on_host(found).astype(np.float64).reshape(truth.shape) - truth).max(initial=0)
     if np.isnan(difference) or (scale == 0 and difference > 0):
         return float("inf")
     return float(difference / scale) if scale > 0 else 0.0

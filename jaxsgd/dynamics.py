@@ -9,8 +9,9 @@ grows with the distance from the minimum (H_B differs between batches) included.
     fixed_order_law   an epoch in a given order
 
 The approximations of the field stand beside them, to be compared: ``additive_noise`` (the noise of θ* everywhere) and
-``ornstein_uhlenbeck`` (that, and continuous time); and ``langevin_variance`` is the same for Langevin dynamics. Imports
-``_affine``, ``_langevin``, ``_quadratics``, ``designs``, ``_validate``, ``_validate_designs``, ``_validate_dynamics``.
+``ornstein_uhlenbeck`` (that, and continuous time). ``langevin_variance`` is the same for Langevin dynamics, and
+``NoisyQuadratic`` a model of training with such noise, in closed form. Imports ``_affine``, ``_langevin``,
+``_noisy_quadratic``, ``_quadratics``, ``designs``, ``_validate``, ``_validate_designs``, ``_validate_dynamics``.
 """
 
 from functools import partial
@@ -25,6 +26,7 @@ from jaxtyping import Array, Float
 from jaxsgd import _validate, _validate_designs, _validate_dynamics
 from jaxsgd._affine import AffineLaw, StateLaw, identity_like, numbers, solve
 from jaxsgd._langevin import langevin_variance
+from jaxsgd._noisy_quadratic import NoisyQuadratic
 from jaxsgd._quadratics import (
     Quadratics,
     fixed_order_law,
@@ -38,6 +40,7 @@ from jaxsgd.designs import Design, Reshuffling
 
 __all__ = [
     "AffineLaw",
+    "NoisyQuadratic",
     "Quadratics",
     "StateLaw",
     "additive_noise",

@@ -4,17 +4,23 @@
 ``(params, batch)`` that returns a :class:`PerExampleGradients`. Every statistic of the batch is a method of
 that object, computed in jitted code that keeps no more than the statistic needs.
 
-Imports ``_gradients``, ``_streamed`` and ``_validate`` only; knows no sampling design.
+The arrays may be split over the devices of a mesh; JAX's runtime then does the distributing. Inside ``jax.shard_map``
+beware of ``jax.grad``: with respect to parameters that are the same on all devices, it is, without a word, the sum of
+the gradients of all devices, unless they were cast by ``jax.lax.pcast(params, axis, to="varying")`` first. The
+functions here cast them: g_i is the gradient of example i alone, and sums over devices are the caller's to make.
+
+Imports ``_gradients``, ``_sharding``, ``_streamed`` and ``_validate`` only; knows no sampling design.
 """
 
 from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _validate
+from jaxsgd import _sharding, _validate
 from jaxsgd._gradients import Loss, PerExampleGradients, trace_batch
 from jaxsgd._streamed import streamed
 
@@ -45,6 +51,7 @@ def per_example_gradients(
             on one example (as a loss written for a batch does), or if ``memory_limit`` is less than one example needs.
 
     Guarantees:
+        - the same on any number of devices, up to rounding: what is kept of an example stays where the example is.
         - compiles once: calls with the same ``loss_fn`` and shapes share one compilation, also when
           ``per_example_gradients(loss_fn)`` is written anew each time.
 
@@ -63,6 +70,7 @@ def per_example_gradients(
     def gradients(params: PyTree, batch: PyTree) -> PerExampleGradients:
         _validate.floating_leaves(params=params)
         count = _validate.leading_axis(batch=batch)
+        params, batch = _sharding.automatic((params, batch))
         _validate.scalar_loss(loss_fn, params, batch)
         if memory_limit is None:
             return trace_batch(loss_fn, params, batch)
@@ -104,16 +112,22 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
     """
     if isinstance(g.example_losses, jax.core.Tracer):
         return
-    if np.isfinite(np.asarray(g.squared_norms(), dtype=np.float64)).all():
+    if jnp.isfinite(g.squared_norms()).all():
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(g.materialize()):
-        values = np.asarray(leaf, dtype=np.float64).reshape(g.count, -1)
-        rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if rows.size:
-            bad = values[rows[0]][~np.isfinite(values[rows[0]])][0]
+        index, value = _first_not_finite(leaf) if leaf.size else (0, 0.0)
+        if not np.isfinite(float(value)):
             raise ValueError(
-                f"gradients must be finite, got {bad} for example {first_index + rows[0]} "
+                f"gradients must be finite, got {value} for example {first_index + int(index)} "
                 f"in params{jax.tree_util.keystr(path)}"
             )
     dtype = g.squared_norms().dtype
     raise ValueError(f"squared gradient norms overflow {dtype}: scale the loss down, or use float64 parameters")
+
+
+@jax.jit
+def _first_not_finite(leaf: Float[Array, "n ..."]) -> tuple[Array, Array]:
+    """The first example with a number that is not finite, and that number; examples may lie on any devices."""
+    rows = leaf.reshape(len(leaf), -1)
+    index = jnp.argmax(~jnp.isfinite(rows).all(axis=1))
+    return index, rows[index][jnp.argmax(~jnp.isfinite(rows[index]))]

@@ -6,12 +6,15 @@ Statistician 37, 1983), which subtracts means before squaring, so no digit cance
 is kept and added later (T. J. Dekker, "A floating-point technique for extending the available precision",
 Numerische Mathematik 18, 1971), so a million chunks are as good as one.
 
-Imports ``kernels``, ``sources`` and ``_validate`` only.
+Data that are split over devices are reduced where they are: each device merges the chunks of its own part, and the
+parts are merged once, at the end.
+
+Imports ``_factors``, ``_sharding``, ``kernels``, ``sources`` and ``_validate`` only.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _factors, _validate, kernels, sources
+from jaxsgd import _factors, _sharding, _validate, kernels, sources
+from jaxsgd._sharding import Shards
 
 
 @jax.tree_util.register_dataclass
@@ -81,9 +85,10 @@ def gradient_moments(
         params: θ, a pytree of floating-point arrays.
         data: a pytree of arrays with N examples along the first axis of each (NumPy arrays, memory-mapped
             ones included, are sliced on the host), a source with ``len()`` and ``source[indices]``, or an
-            iterator of batches: see :mod:`jaxsgd.sources`.
-        chunk_size: how many examples are differentiated at a time; all at once by default. The last chunk may
-            be shorter. The result does not depend on it, up to rounding.
+            iterator of batches: see :mod:`jaxsgd.sources`. JAX arrays, and batches of them, may be split over the
+            devices of a mesh, those of other processes included; ``params`` too.
+        chunk_size: how many examples each device differentiates at a time; all at once by default. The last chunk
+            may be shorter. The result does not depend on it, nor on the number of devices, up to rounding.
         per_coordinate: keep the variance of every coordinate too, at the memory of one more ``params``.
 
     Returns:
@@ -96,6 +101,8 @@ def gradient_moments(
     Guarantees:
         - one pass: every example is differentiated once.
         - at most two compilations, for the full chunk and the last one.
+        - nothing is communicated until the end of the pass, and then P numbers and a few, twice P with
+          ``per_coordinate``. (``params`` that are split along the same axes of a mesh as the data are gathered first.)
 
     >>> from jaxsgd import problems
     >>> loss_fn, params, data = problems.line_fit()
@@ -107,24 +114,22 @@ def gradient_moments(
     kind = sources.kind(data)
     if kind == "batches" and chunk_size is not None:
         raise ValueError(f"chunk_size must be None for an iterator of batches, got {chunk_size}")
+    params = _sharding.automatic(params)
+    moments_pass = _Pass(loss_fn, params, per_coordinate)
     if kind != "arrays":
-        return _stream(loss_fn, params, sources.batches(data, chunk_size), per_coordinate)
+        return _stream(moments_pass, sources.batches(data, chunk_size))
     population_size = _validate.leading_axis(data=data)
+    data = _sharding.automatic(data)
     _validate.scalar_loss(loss_fn, params, data)
     chunk_size = population_size if chunk_size is None else chunk_size
     _validate.positive_integer(chunk_size=chunk_size)
 
-    running = _empty(params, data, loss_fn, per_coordinate)
-    starts = range(0, population_size, chunk_size)
-    for start in starts:
-        size = min(chunk_size, population_size - start)
-        running = _add_chunk(loss_fn, size, params, *_chunk(data, start, size), running)
-    total = running.total
+    moments_pass.add(data, chunk_size)
+    total = moments_pass.total()
     if not _is_finite(total):
-        for start in starts:
-            size = min(chunk_size, population_size - start)
-            chunk = jax.tree.map(lambda a, at=start, n=size: a[at : at + n], data)
-            kernels.require_finite(kernels.trace_batch(loss_fn, params, chunk), start)
+        starts = range(0, population_size, chunk_size)
+        for start, batch in zip(starts, sources.batches(data, chunk_size), strict=True):
+            kernels.require_finite(kernels.trace_batch(loss_fn, params, batch), start)
         raise _overflow(total)
     return total
 
@@ -195,28 +200,54 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     return total, (a - (total - of_b)) + (b - of_b)
 
 
-def _stream(loss_fn: kernels.Loss, params: PyTree, batches: Iterator[PyTree], per_coordinate: bool) -> GradientMoments:
-    """The moments over an iterator, each batch checked while it is at hand."""
-    running, seen = None, 0
-    structure: Any = None
-    for batch in batches:
-        size = _validate.leading_axis(batch=batch)
+class _Pass:
+    """Running moments, one for every way in which data are split over devices; for those split, one of each part."""
+
+    def __init__(self, loss_fn: kernels.Loss, params: PyTree, per_coordinate: bool) -> None:
+        self.loss_fn, self.params, self.per_coordinate = loss_fn, params, per_coordinate
+        self._running: dict[Shards | None, _Running] = {}
+
+    def add(self, data: PyTree, chunk_size: int) -> _Running:
+        """Merge in the moments of arrays, a chunk at a time."""
+        shards, params, count = _sharding.shards(data), self.params, len(jax.tree.leaves(data)[0])
+        running = self._running.get(shards)
         if running is None:
+            running = _empty(params, data, self.loss_fn, self.per_coordinate, shards)
+        if shards is not None:
+            params, data, count = shards.gathered(params), shards.split(data), count // shards.count
+        for start in range(0, count, chunk_size):
+            size = min(chunk_size, count - start)
+            running = _add_chunk(self.loss_fn, size, shards, params, *_chunk(data, start, size), running)
+        self._running[shards] = running
+        return running
+
+    def total(self) -> GradientMoments:
+        """The moments of all."""
+        parts = [r.total if shards is None else _united(r) for shards, r in self._running.items()]
+        return reduce(merge, parts)
+
+
+def _stream(moments_pass: _Pass, batches: Iterator[PyTree]) -> GradientMoments:
+    """The moments over an iterator, each batch checked while it is at hand."""
+    structure: Any = None
+    seen = 0
+    for batch in map(_sharding.automatic, batches):
+        size = _validate.leading_axis(batch=batch)
+        if structure is None:
             structure = jax.tree.structure(batch)
-            _validate.scalar_loss(loss_fn, params, batch)
-            running = _empty(params, batch, loss_fn, per_coordinate)
+            _validate.scalar_loss(moments_pass.loss_fn, moments_pass.params, batch)
         if structure != jax.tree.structure(batch):
             raise ValueError(
                 f"batches of data must have the structure of the first, {structure}, got {jax.tree.structure(batch)}"
             )
-        running = _add_chunk(loss_fn, size, params, *_chunk(batch, 0, size), running)
+        running = moments_pass.add(batch, size)
         if not _is_finite(running.total):
-            kernels.require_finite(kernels.trace_batch(loss_fn, params, batch), seen)
+            kernels.require_finite(kernels.trace_batch(moments_pass.loss_fn, moments_pass.params, batch), seen)
             raise _overflow(running.total)
         seen += size
-    if running is None:
+    if structure is None:
         raise ValueError("data must have at least one batch, got an empty iterator")
-    return running.total
+    return moments_pass.total()
 
 
 def _chunk(data: PyTree, start: int, size: int) -> tuple[PyTree, Any]:
@@ -230,18 +261,39 @@ def _chunk(data: PyTree, start: int, size: int) -> tuple[PyTree, Any]:
     return jax.tree.map(lambda leaf: leaf[start : start + size], data), np.int32(0)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _add_chunk(
     loss_fn: kernels.Loss,
     size: int,
+    shards: Shards | None,
     params: PyTree,
     data: PyTree,
     start: Any,
     running: _Running,
 ) -> _Running:
-    chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), data)
-    g = kernels.trace_batch(loss_fn, params, chunk)
-    return _add(running, _of(g, running.total.coordinate_sums is not None))
+    def add(shared: tuple[PyTree, Any], data: PyTree, running: _Running) -> _Running:
+        params, start = shared
+        chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), data)
+        g = kernels.trace_batch(loss_fn, params, chunk)
+        return _add(running, _of(g, running.total.coordinate_sums is not None))
+
+    return (add if shards is None else shards.each(add))((params, start), data, running)
+
+
+@jax.jit
+def _united(running: _Running) -> GradientMoments:
+    """The moments of the union of equal parts: about ḡ, the sum Σ‖g_i − ḡ_d‖² of part d is larger by n_d‖ḡ_d − ḡ‖²."""
+    parts = jax.tree.map(jnp.add, *running)
+    mean, mean_loss = jax.tree.map(lambda leaf: leaf.mean(axis=0), (parts.mean, parts.mean_loss))
+
+    def about_mean(part: GradientMoments) -> tuple[Array, Array, PyTree]:
+        moved = jax.tree.map(lambda m, overall: part.count.astype(m.dtype) * (m - overall) ** 2, part.mean, mean)
+        squares = part.sum_squared_deviations + _factors.total([leaf.sum() for leaf in jax.tree.leaves(moved)])
+        coordinates = None if part.coordinate_sums is None else jax.tree.map(jnp.add, part.coordinate_sums, moved)
+        return part.count, squares, coordinates
+
+    count, squares, coordinates = jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.vmap(about_mean)(parts))
+    return GradientMoments(count, mean, mean_loss, squares, coordinates)
 
 
 def _of(g: kernels.PerExampleGradients, per_coordinate: bool) -> GradientMoments:
@@ -258,22 +310,25 @@ def _of(g: kernels.PerExampleGradients, per_coordinate: bool) -> GradientMoments
     )
 
 
-def _empty(params: PyTree, batch: PyTree, loss_fn: kernels.Loss, per_coordinate: bool) -> _Running:
-    """The moments of no example: the neutral element of :func:`merge`."""
+def _empty(
+    params: PyTree, batch: PyTree, loss_fn: kernels.Loss, per_coordinate: bool, shards: Shards | None
+) -> _Running:
+    """The moments of no example, the neutral element of :func:`merge`, for each part."""
 
     def moments_of_one(params: PyTree, batch: PyTree) -> GradientMoments:
         one = jax.tree.map(lambda leaf: leaf[:1], batch)
         return _of(kernels.trace_batch(loss_fn, params, one), per_coordinate)
 
     shapes = jax.eval_shape(moments_of_one, params, batch)
-    return _Running(*[jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)] * 2)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes) if shards is None else shards.zeros(shapes)
+    return _Running(zeros, zeros)
 
 
 def _is_finite(m: GradientMoments) -> bool:
     """Whether the moments are finite, as far as that is known: under a transformation they have no values."""
     if isinstance(m.sum_squared_deviations, jax.core.Tracer):
         return True
-    return bool(jnp.isfinite(m.sum_squared_deviations) & jnp.isfinite(m.squared_mean_norm))
+    return bool(jnp.isfinite(m.sum_squared_deviations).all() & jnp.isfinite(m.squared_mean_norm))
 
 
 def _overflow(m: GradientMoments) -> ValueError:

@@ -1,8 +1,8 @@
 """Error surfaces: the losses of single examples, and so their mean, as functions of θ along a few directions.
 
 An error surface is a function of the parameters. Every example has its own, θ ↦ L_i(θ), and the surface that training
-descends is their mean; at any θ all of them are evaluated at the same place. Imports ``_curves``, ``kernels`` and
-``_validate`` only.
+descends is their mean; at any θ all of them are evaluated at the same place. Imports ``_curves``, ``_sharding``,
+``_validate`` and ``kernels`` only.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _validate, kernels
+from jaxsgd import _sharding, _validate, kernels
 from jaxsgd._curves import centered_gram
 
 
@@ -53,7 +53,7 @@ def principal_directions(g: kernels.PerExampleGradients, *, count: int = 2) -> P
     _validate.positive_integer(count=count)
     kernels.require_finite(g)
     gram = centered_gram(g)
-    values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
+    values, vectors = np.linalg.eigh(_sharding.on_host(gram).astype(np.float64))
     rounding = float(np.finfo(gram.dtype).eps) * g.count * max(values[-1], 0.0)
     _validate.at_most_rank(int(np.sum(values > rounding)), count=count)
     variances, vectors = values[: -count - 1 : -1] / g.count, vectors[:, : -count - 1 : -1]

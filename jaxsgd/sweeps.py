@@ -3,9 +3,11 @@
 Every cell of the grid is one file, written whole or not at all and named by its configuration. A sweep computes the
 cells whose file is missing or damaged, so to continue one is to run it again. A process that works on a cell holds a
 lock on it, which the operating system takes back when the process ends, however it ends; so several processes may be
-given the same sweep, each takes what no other has, and all return the whole result.
+given the same sweep, each takes what no other has, and all return the whole result. That holds under
+``jax.distributed`` too, for cells whose data lie on devices of one process; a cell that all processes compute together
+is not one to be shared.
 
-Imports ``_store``, ``_validate``, ``_validate_training`` and ``training`` only.
+Imports ``_sharding``, ``_store``, ``_validate``, ``_validate_training`` and ``training`` only.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxsgd import _store, _validate, _validate_training, training
+from jaxsgd import _sharding, _store, _validate, _validate_training, training
 
 __all__ = ["Progress", "sweep"]
 
@@ -203,7 +205,7 @@ def _arrays(found: Any) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for name, value in found.items():
         dims, array = value if isinstance(value, tuple) else (None, value)
-        arrays[name] = np.asarray(array)
+        arrays[name] = _sharding.on_host(array)
         if dims is not None:
             _validate_training.dimensions(name, dims, arrays[name].ndim)
             arrays[_DIMS + name] = np.asarray(dims, dtype=str)

@@ -4,8 +4,8 @@ A run is one compiled loop, called on the host for some steps at a time. How man
 does every part, so results depend neither on where a run was cut nor on whether it was killed and taken up again. What
 is drawn at a step depends on the key and the number of the step alone.
 
-Imports ``_checkpoints``, ``_draws``, ``_steps``, ``_validate``, ``_validate_training``, ``kernels`` and ``tracking``
-only.
+Imports ``_checkpoints``, ``_draws``, ``_sharding``, ``_steps``, ``_validate``, ``_validate_training``, ``kernels`` and
+``tracking`` only.
 """
 
 import itertools
@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxsgd import _steps, _validate, _validate_training, kernels, tracking
+from jaxsgd import _sharding, _steps, _validate, _validate_training, kernels, tracking
 from jaxsgd._checkpoints import Checkpoint, digest, program_digest
 from jaxsgd._draws import draws_of
 from jaxsgd._steps import Carry, Plan
@@ -82,7 +82,8 @@ def run_sgd(
     Args:
         loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.
         params: θ at the start, a pytree of floating-point arrays.
-        data: a pytree of arrays with N examples along the first axis of each.
+        data: a pytree of arrays with N examples along the first axis of each. They may be split over the devices of a
+            mesh, those of other processes included, each of which then makes this same call.
         optimizer: an Optax transformation. With ``learning_rates``, a function that makes one from a learning rate,
             such as ``optax.adam``, or a transformation with the hyperparameter ``learning_rate`` in its state
             (``optax.inject_hyperparams``).
@@ -100,9 +101,9 @@ def run_sgd(
             order of the axes of :class:`RunResult`.
         progress: called as ``progress(step, num_steps)`` every now and then.
         checkpoint: a file that the state is written to at every record and when interrupted, and read from at the
-            start.
+            start. Of several processes the first writes it, and all read it.
         chunk_size: at most how many steps are made between two looks at the host; by default about half a second's
-            worth.
+            worth, and with several processes ``record_every``.
         gradient: "factored", the sum of per-example gradients in factored form, whose statistics are at hand; "plain",
             ``jax.grad``; by default the first, unless a large parameter has no factored form. They agree up to
             rounding.
@@ -136,6 +137,7 @@ def run_sgd(
             _validate.positive_integer(**{name: value})
     _validate.floating_leaves(params=params)
     population_size = _validate.leading_axis(data=data)
+    params, data = _sharding.automatic((params, data))
     _validate.scalar_loss(loss_fn, params, data)
     _validate.has_method("weights", design=design)
     if gradient is not None:
@@ -183,9 +185,12 @@ class _Run:
         progress: Callable[[int, int], Any] | None,
     ) -> None:
         self.plan, self.data, self.keys, self.rates = plan, data, keys, rates
-        self.num_steps, self.record_every, self.chunk_size = num_steps, record_every, chunk_size
-        self.size = chunk_size or 1
-        self.writer = tracking.NullWriter() if writer is None else writer
+        self.num_steps, self.record_every = num_steps, record_every
+        self.mesh = _sharding.mesh_of(data)
+        if chunk_size is None and _sharding.is_shared(self.mesh):
+            chunk_size = record_every  # the clocks of processes differ, and all must make the same steps
+        self.chunk_size, self.size = chunk_size, chunk_size or 1
+        self.writer = tracking.NullWriter() if writer is None or not _sharding.is_first(self.mesh) else writer
         self.progress = progress or (lambda _step, _num_steps: None)
         self.checkpoint: Checkpoint | None = None
         self.records: list[tuple[int, dict[str, np.ndarray]]] = []
@@ -194,8 +199,9 @@ class _Run:
         """Make all steps, from where the checkpoint is."""
         number = 0
         carry = _strong(_start(self.plan, params, self.keys, self.rates))
+        carry, self.keys, self.rates = _sharding.beside(self.data, (carry, self.keys, self.rates))
         if path is not None:
-            self.checkpoint = Checkpoint(path, self._settings(carry, params, design))
+            self.checkpoint = Checkpoint(path, self._settings(carry, params, design), self.mesh)
             stored = self.checkpoint.load(carry)
             if stored is not None:
                 number, carry, self.records = stored
@@ -239,7 +245,7 @@ class _Run:
     def _record(self, number: int, carry: Carry) -> None:
         """Measure, write and keep the metrics of one step."""
         measured = _measure(self.plan, carry, self.data, self.keys, self.rates)
-        found = {name: np.asarray(value) for name, value in measured.items()}
+        found = {name: _sharding.on_host(value) for name, value in measured.items()}
         scalars = {
             "/".join([name, *map(str, place)]): value[place]
             for name, value in found.items()
@@ -255,17 +261,17 @@ class _Run:
 
     def _settings(self, carry: Carry, params: PyTree, design: Any) -> dict[str, Any]:
         """What makes this run, and no other."""
-        arguments = (self.plan, carry, self.data, self.keys, self.rates)
+        shapes = jax.eval_shape(lambda *arrays: arrays, carry, self.data, self.keys, self.rates)  # on whatever devices
         return {
             "data": digest(self.data),
             "design": repr(design),
             "key": digest(self.keys),
-            "learning_rates": None if self.rates is None else np.asarray(self.rates).tolist(),
+            "learning_rates": None if self.rates is None else _sharding.on_host(self.rates).tolist(),
             "num_runs": self.keys.size if self.plan.has_runs else None,
             "num_steps": self.num_steps,
             "params": digest(params),
-            "evaluation": program_digest(_measure.trace(*arguments).jaxpr),
-            "program": program_digest(_advance.trace(*arguments, 0, 1).jaxpr),
+            "evaluation": program_digest(_measure.trace(self.plan, *shapes).jaxpr),
+            "program": program_digest(_advance.trace(self.plan, *shapes, 0, 1).jaxpr),
             "record_every": self.record_every,
         }
 

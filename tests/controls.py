@@ -23,7 +23,29 @@ def changed(at: Any, change: Callable[[np.ndarray], Any]) -> Callable[[np.ndarra
     return apply
 
 
+def best_steps(steps: np.ndarray, wanted: Any) -> np.ndarray:
+    """The same steps for every batch size, target and rate, but for a factor that makes the fewest those wanted."""
+    return steps / steps.min(axis=2, keepdims=True) * np.reshape(wanted, (-1, 1, 1))
+
+
+FOURTHS = 0.25 ** np.arange(20)
+
 CONTROLS: dict[str, list[Control]] = {
+    "adaptive_tests": [
+        ("orthogonality", lambda v: v * (1 + 1e-6), "norm = inner product [+] orthogonality must hold"),
+        ("squared_norm", lambda v: v * 1.3, "published norm statistics must tend to"),
+        ("noise", lambda v: v * 0.8, "published norm statistics must tend to"),
+        ("noise_scale", lambda v: v / 20, "standard errors off"),
+        ("squared_norm", lambda v: v / 3, "published: .* pass where x > 2"),
+        ("unbiased_norm", lambda v: v * 0 + 0.5, "unbiased: .* pass where x > 2"),
+        ("asked/inner product", lambda v: v * 20, "the inner-product test must ask for less"),
+        ("asked/CABS, loss + 1", lambda v: v * 20, "CABS must change with a constant"),
+        ("adascale", lambda v: v * 3, "gain must lie between 1 and S"),
+        ("adascale", lambda v: v[::-1], "gain must grow"),
+        ("run/sizes", lambda v: np.minimum(v, 512), "batches must grow to all examples"),
+        ("run/sizes", lambda v: v[[1, 0, 2]], "the unbiased test must ask for more"),
+        ("run/sizes", lambda v: v[[0, 2, 1]], "the inner-product test must ask for less"),
+    ],
     "autodiff_at_kinks": [
         ("returned", lambda r: r + 0.1, "JAX returns something else than is listed for relu"),
         (
@@ -35,6 +57,29 @@ CONTROLS: dict[str, list[Control]] = {
         ("truth", lambda t: np.full_like(t, [-np.inf, np.inf]), "some programs must be wrong"),
         ("one_by_one", np.zeros_like, "one example must spoil the batch"),
         ("batch", np.ones_like, "one example must spoil the batch"),
+    ],
+    "critical_batch_size": [
+        ("steps", changed((..., 0), lambda v: v * 0 + 1), "the best learning rate must lie inside those tried"),
+        ("steps", changed(1, lambda v: v * 3), "steps must be within 20% of the hyperbola"),
+        ("steps", lambda v: best_steps(v, 1000 / np.array([2, 16, 256])), "equally many examples must be rejected"),
+        ("steps", lambda v: best_steps(v, 20.0), "equally many steps must be rejected"),
+        ("steps", lambda v: v[:, ::-1], "B_crit must rise as the target falls"),
+        ("noise_scales", changed((0, 0), lambda v: v * 10), "must be within a factor of 3 of B_crit"),
+        ("noise_scales", changed((0, 1), lambda v: v / 10), "must be within a factor of 3 of B_crit"),
+        ("noise_scales", changed((-1, 2), lambda v: v / 1e3), "a run at a quarter of the best rate tells B_crit must"),
+        ("quadratic/steps", changed(3, lambda v: v * 2), "the noisy quadratic must be within 15% of a hyperbola"),
+        ("quadratic/steps", lambda v: 100 * (1 + 87 * FOURTHS[: len(v)]), "exactly a hyperbola must be rejected"),
+        (
+            "quadratic/steps",
+            lambda v: 100 * (1 + 2 * FOURTHS[: len(v)]) * (1 + 0.05 * (-1) ** np.arange(len(v))),
+            "small batches must scale perfectly",
+        ),
+        (
+            "quadratic/steps",
+            lambda v: 1e5 * FOURTHS[: len(v)] * (1 + 0.05 * (np.arange(len(v)) == 3)),
+            "large batches must be on a plateau",
+        ),
+        ("quadratic/scales", lambda v: v * 10, "mean noise scales of the noisy quadratic must be within"),
     ],
     "error_surface": [
         ("line/gradients", lambda v: -v, "the gradients at .1, 1. are off"),
@@ -87,6 +132,20 @@ CONTROLS: dict[str, list[Control]] = {
         ("scales", lambda v: v[[0, 1, 1]], "the batch total must have means"),
     ],
     "kernel_speed": [],
+    "noise_scale_along_training": [
+        ("signal", lambda v: v[0] + 0 * v, "the noise scale must grow tenfold"),
+        ("loss", lambda v: v[0] + 0 * v, "the loss must fall by half"),
+        ("per_example/trace", lambda v: v * 1.3, "the trace of the per_example form is"),
+        ("per_example/signal", lambda v: v + v.std(), "the signal of the per_example form is"),
+        ("two_batch/trace", lambda v: v * 3, "the trace of the two_batch form is"),
+        ("two_batch/signal", lambda v: v + v.std(), "the signal of the two_batch form is"),
+        ("batch_size", lambda m: m // 2, "the plug-in ratio must tend to"),
+        ("squared_norm", lambda v: v * 1.3, "the plug-in ratio must tend to"),
+        ("low", lambda v: v * 2, "intervals must cover B in 90 % of the batches"),
+        ("high", lambda v: np.full_like(v, np.inf), "intervals must end where B < m"),
+        ("high", lambda v: np.minimum(v, 1e9), "intervals must be unbounded where B ≫ m"),
+        ("two_batch/trace", lambda v: v.mean() + (v - v.mean(axis=1, keepdims=True)) / 4, "is .* standard errors off"),
+    ],
     "nonadditive_losses": [
         ("form", lambda f: np.full_like(f, "unbiased"), "the unbiased forms must have no bias"),
         ("batch_size", lambda m: np.where(m == 2, 6, m), "the full batch must have no bias"),
@@ -121,6 +180,20 @@ CONTROLS: dict[str, list[Control]] = {
         ("intraclass", lambda k: k + 1e-6, "the design effect of groups must be 1"),
         ("drawn", lambda d: d + 10, "a drawn variance is"),
         ("standard_error", lambda s: s * 1e3, "the law of independent draws must be rejected somewhere"),
+    ],
+    "sgd_runs": [
+        ("apart/8/SGD", lambda v: v + 1e-16, "sum and mean must agree with SGD at M = 8"),
+        ("apart/10/momentum", lambda v: v + 1e-11, "sum and mean must agree with momentum at M = 10"),
+        ("apart/10/clipping", changed(1, lambda v: v + 1e-3), "sum and mean must agree with clipping at M = 10"),
+        ("apart/10/L2 penalty", changed(0, lambda v: v * 0), "agree with L2 penalty must be rejected"),
+        ("apart/10/Adam, ε > 0", changed(0, lambda v: v * 0), "agree with Adam, ε > 0 must be rejected"),
+        ("apart/8/same rate", lambda v: v * 0, "that sum and mean agree with one rate must be rejected"),
+        ("penalized", lambda v: v[[0, 2, 1]], "least squares must end at 13/14"),
+        ("first/sgd", lambda v: v[[0, 1, 2, 2]], "with clipping a quarter as long for the sum"),
+        ("first/adam", lambda v: v[[0, 0]], "with ε = 1 Adam must step to"),
+        ("SGD/4/losses", lambda v: v / 100, "after equally many steps the loss must fall with M"),
+        ("SGD/1797/losses", lambda v: v / 100, "after equally many examples small batches must be ahead"),
+        ("SGD/1797/losses", changed((0, -1), lambda v: v * 1.1), "only runs on all data must be equal"),
     ],
     "shuffling": [
         ("cross/exact", lambda v: v + 1e-9, "batches must have covariance -6.2"),

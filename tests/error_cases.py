@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from own_designs import Bernoulli, Unequal
 from registry import gradients_given, linear_loss, measured
 
 import jaxsgd
 from jaxsgd import (
+    _sharding,
     _store,
+    _tradeoff,
     batch_size,
     designs,
     dynamics,
@@ -126,6 +129,14 @@ def curve(batch_sizes: Any, **options: Any) -> Any:
     return estimators.variance_curve(G, batch_sizes, **options)
 
 
+def noisy_quadratic(curvatures: Any = (1.0, 0.5), noise: Any = (1.0, 1.0), start: Any = (1.0, 1.0)) -> Any:
+    return dynamics.NoisyQuadratic(curvatures, noise, start)
+
+
+def tradeoff(batch_sizes: Any = (1, 2, 4), steps: Any = (8.0, 5.0, 3.5), **options: Any) -> Any:
+    return _tradeoff.fit_tradeoff(batch_sizes, steps, **options)
+
+
 def network(x: Any = ((1.0, 2.0), (3.0, 4.0)), y: Any = (0, 1), **options: Any) -> Any:
     return problems.mlp(np.asarray(x), np.asarray(y), key=KEY, **options)
 
@@ -203,6 +214,18 @@ def changing(counter: list[float]) -> Any:
 Case = tuple[type[Exception], str, Callable[[Any, Any], Any]]
 
 
+def trained_apart(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A run of several processes that do not read the same checkpoint."""
+    monkeypatch.setattr(_sharding, "agree", lambda mesh, number: False)
+    return trained(checkpoint=path / "run.npz")
+
+
+def on_explicit_axes() -> Any:
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    batch = jax.device_put(jnp.ones(4), NamedSharding(mesh, PartitionSpec("data")))
+    return jax.jit(lambda batch: gradients(batch=batch).squared_norms())(batch)
+
+
 def trained(design: Any = None, optimizer: Any = None, **options: Any) -> Any:
     loss_fn, params, data = problems.line_fit()
     optimizer, design = optimizer or optax.sgd(0.1), design or designs.WithReplacement(2)
@@ -248,6 +271,13 @@ def twice(monitor: Any) -> Any:
 
 
 TRAINING: list[Case] = [
+    (ValueError, "checkpoint must be in a folder that all processes of the run share, got … run.npz", trained_apart),
+    (
+        ValueError,
+        "arrays under jax.jit must lie on a mesh with automatic axes, as of jax.make_mesh(shape, names, "
+        "axis_types=(AxisType.Auto,) * 1), got (Explicit,)",
+        lambda *_: on_explicit_axes(),
+    ),
     (ValueError, "num_steps must be at least 1, got 0", lambda *_: trained(num_steps=0)),
     (ValueError, "record_every must be at least 1, got 0", lambda *_: trained(record_every=0)),
     (TypeError, "key must be a key such as jax.random.key(0), got 0", lambda *_: trained(key=0)),
@@ -1150,6 +1180,59 @@ CASES: list[Case] = [
         lambda *_: surfaces.losses_along(
             linear_loss, jnp.ones(3), jnp.ones((4, 3)), jnp.ones((3, 2)), jnp.ones((1, 3))
         ),
+    ),
+    # The noisy quadratic.
+    (ValueError, "curvatures must be a non-empty vector, got shape (0,)", lambda *_: noisy_quadratic((), (), ())),
+    (ValueError, "noise must have shape (2,), got (1,)", lambda *_: noisy_quadratic(noise=(1.0,))),
+    (ValueError, "noise must be positive, got 0.0", lambda *_: noisy_quadratic(noise=(1.0, 0.0))),
+    (ValueError, "second_moments must be finite, got inf", lambda *_: noisy_quadratic(start=(1.0, np.inf))),
+    (ValueError, "dimension must be at least 1, got 0", lambda *_: dynamics.NoisyQuadratic.of_dimension(0)),
+    (
+        ValueError,
+        "learning_rate must be positive and below 2, got 2.0",
+        lambda *_: noisy_quadratic().steps_to(0.1, 1, [0.5, 2.0]),
+    ),
+    (ValueError, "batch_size must be positive, got 0", lambda *_: noisy_quadratic().steps_to(0.1, 0, 1.0)),
+    (ValueError, "target must be positive, got -1", lambda *_: noisy_quadratic().fewest_steps(-1, 2)),
+    # Steps against examples.
+    (ValueError, "steps must be a non-empty vector, got shape (0,)", lambda *_: tradeoff((), ())),
+    (ValueError, "steps must be finite, got nan", lambda *_: tradeoff(steps=(8.0, np.nan, 3.5))),
+    (ValueError, "batch_sizes must have shape (3,), got (2,)", lambda *_: tradeoff((1, 2))),
+    (ValueError, "batch_sizes must be positive, got 0.0", lambda *_: tradeoff((0, 1, 2))),
+    (ValueError, "steps must be positive, got -1.0", lambda *_: tradeoff(steps=(8.0, 5.0, -1.0))),
+    (
+        ValueError,
+        "batch_sizes must hold at least two different numbers, got [2.0, 2.0, 2.0]",
+        lambda *_: tradeoff((2, 2, 2)),
+    ),
+    (ValueError, "relative_errors must have shape (3,), got (1,)", lambda *_: tradeoff(relative_errors=[0.1])),
+    (ValueError, "relative_errors must be positive, got 0.0", lambda *_: tradeoff(relative_errors=[0.1, 0.0, 0.1])),
+    (ValueError, "confidence_level must be between 0 and 1, got 1.0", lambda *_: tradeoff(confidence_level=1.0)),
+    (
+        ValueError,
+        "the number of batch_sizes without relative_errors must be at least 3, got 2",
+        lambda *_: tradeoff((1, 2), (8.0, 5.0)),
+    ),
+    (
+        ValueError,
+        "steps must be near a + b/B for batch sizes B, and positive, got [100.0, 1.0, 1.0]",
+        lambda *_: tradeoff(steps=(100.0, 1.0, 1.0), relative_errors=(1e-3, 1e-3, 1e3)),
+    ),
+    (ValueError, "target must be positive, got 0", lambda *_: _tradeoff.steps_to_target([0, 1], [2.0, 1.0], 0)),
+    (
+        ValueError,
+        "steps must have shape (2,), got (3,)",
+        lambda *_: _tradeoff.steps_to_target([0, 1, 2], [2.0, 1.0], 1.5),
+    ),
+    (
+        ValueError,
+        "steps must increase, got [0.0, 0.0]",
+        lambda *_: _tradeoff.steps_to_target([0, 0], [2.0, 1.0], 1.5),
+    ),
+    (
+        ValueError,
+        "losses must be positive, got -1.0",
+        lambda *_: _tradeoff.steps_to_target([0, 1], [2.0, -1.0], 1.5),
     ),
     *TRAINING,
     *REPORTS,

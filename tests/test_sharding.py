@@ -1,0 +1,17 @@
+"""Data split over devices: the tests of ``eight_devices``, in a process of their own where the CPU plays eight."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def test_on_eight_devices() -> None:
+    flags = f"--xla_force_host_platform_device_count=8 {QUICKLY_COMPILED}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "eight_devices.py")]
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
