@@ -60,15 +60,10 @@ Modules, and the only modules of the package that each may import:
     _affine      : _validate, _validate_dynamics
     _quadratics  : _affine, designs, _validate, _validate_designs, _validate_dynamics
     _langevin    : _law, designs, _validate_designs
-<<<<<<< HEAD
     _noisy_quadratic : _validate, _validate_designs, _validate_dynamics
     dynamics     : _affine, _langevin, _noisy_quadratic, _quadratics, designs, _validate, _validate_designs,
                    _validate_dynamics
-    _descent     : designs, kernels, _validate
-=======
-    dynamics     : _affine, _langevin, _quadratics, designs, _validate, _validate_designs, _validate_dynamics
     _descent     : designs, kernels, _sharding, _validate
->>>>>>> wt-m
     _populations : designs, _validate
     estimators   : _batch_losses, _comparison, _curves, _descent, _exact, _populations, _sample_estimates, _factors,
                    kernels, designs, _validate
@@ -91,15 +86,9 @@ Modules, and the only modules of the package that each may import:
     _steps       : _dense, _draws, _streamed, kernels, monitors, _validate_training
     _checkpoints : _sharding, _steps, _store
     tracking     :
-<<<<<<< HEAD
-    training     : _checkpoints, _draws, _steps, kernels, tracking, _validate, _validate_training
-    sweeps       : training, _store, _validate, _validate_training
     _tradeoff    : _validate, _validate_designs, _validate_training
-=======
-    training     : _checkpoints, _draws, _sharding, _steps, kernels, tracking, _validate,
-                   _validate_training
+    training     : _checkpoints, _draws, _sharding, _steps, kernels, tracking, _validate, _validate_training
     sweeps       : training, _sharding, _store, _validate, _validate_training
->>>>>>> wt-m
     exchange     : _exchange_cases, _kinks, _typical_losses, _validate
     batch_losses : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate
