@@ -3,6 +3,7 @@
 The public names are those of ``report``, which re-exports them.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,7 @@ def examine(
     count = _validate.leading_axis(batch=examples)
     chosen = np.unique(np.linspace(0, count - 1, _EXAMPLES).astype(int))
     batch = jax.tree.map(lambda leaf: leaf[chosen], examples)
-    loss_key = key if _validate.takes_key(batch_loss_fn=batch_loss_fn) else None
+    loss_key = key if _takes_key(batch_loss_fn) else None
     has_aux = _validate.batch_loss(batch_loss_fn, params, batch, loss_key)
     try:
         found = additivity.check_additivity(batch_loss_fn, params, batch, key=loss_key)
@@ -72,6 +73,15 @@ def examine(
         expected = jax.tree.map(lambda leaf: scale * leaf, kernels.trace_batch(loss_fn, params, batch).mean())
         difference = _relative_difference(gradient, expected)
     return BatchLossFindings(found, "", difference, max(tolerance, found.gradient_rounding))
+
+
+def _takes_key(function: Any) -> bool:
+    """Whether a loss of a batch must be given a third argument."""
+    if not callable(function):
+        return False
+    parameters = inspect.signature(function).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is p.empty for p in parameters) == 3
 
 
 def _relative_difference(a: PyTree, b: PyTree) -> float:

@@ -5,7 +5,6 @@ nothing or the one value it had to find out anyway. Shapes and dtypes are known 
 all checks but those on values run there as well.
 """
 
-import inspect
 import operator
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -246,16 +245,6 @@ def batch_loss(batch_loss_fn: Callable[..., Any], params: Any, batch: Any, key: 
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(f"batch_loss_fn must return a real floating-point number, got dtype {loss.dtype}")
     return has_aux
-
-
-def takes_key(**named: Any) -> bool:
-    """Return whether a loss of a batch must be given a third argument, a key, or raise if it is no function."""
-    ((name, function),) = named.items()
-    if not callable(function):
-        raise TypeError(f"{name} must be a function, got {describe(function)}")
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
-    return sum(p.kind in kinds and p.default is p.empty for p in parameters) == 3
 
 
 def different_examples(**named: Any) -> None:
