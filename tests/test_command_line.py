@@ -66,10 +66,10 @@ def folder(tmp_path, monkeypatch):
     """A folder with a module and files, which is the working directory; what was imported from it is forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    (tmp_path / "mymodels.py").write_text(MODULE, encoding="utf-8")
+    (tmp_path / "nets.py").write_text(MODULE, encoding="utf-8")
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "__init__.py").write_text("", encoding="utf-8")
-    (tmp_path / "pack" / "inner.py").write_text("from mymodels import *\n", encoding="utf-8")
+    (tmp_path / "pack" / "inner.py").write_text("from nets import *\n", encoding="utf-8")
     (tmp_path / "needs.py").write_text("import no_such_library\n", encoding="utf-8")
     (tmp_path / "wrong.py").write_text("x = (\n", encoding="utf-8")
     (tmp_path / "ends.py").write_text("raise SystemExit(0)\n", encoding="utf-8")
@@ -83,7 +83,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "damaged.npz").write_bytes(b"PK damaged")
     (tmp_path / "notes.txt").write_text("", encoding="utf-8")
     yield tmp_path
-    for name in ("mymodels", "pack", "pack.inner", "needs", "wrong", "ends"):
+    for name in ("nets", "pack", "pack.inner", "needs", "wrong", "ends"):
         sys.modules.pop(name, None)
 
 
@@ -94,57 +94,57 @@ def without_figures(monkeypatch):
 
 
 MISTAKES = {
-    "reprot mymodels:make_problem": "unknown command reprot, the only one is report",
+    "reprot nets:make_problem": "unknown command reprot, the only one is report",
     "--verison": "unknown option --verison; did you mean --version?",
     "report": "report needs a target, for example my_package.my_module:make_problem",
-    "report mymodels:make_problem --batchsize 3": "unknown option --batchsize; did you mean --batch-size?",
-    "report mymodels:make_problem --sample 3": "unknown option --sample; did you mean --sample-size?",
-    "report mymodels:make_problem data.npz": "unexpected argument data.npz: there is one target, and options are named",
-    "report mymodels:make_problem --seed x": "argument --seed: invalid int value: 'x'",
-    "report mymodels:make_problem --seed -1": "--seed must be from 0 to 4294967295, got -1",
-    "report mymodels:make_problem --data": "argument --data: expected one argument",
-    "report mymodels:make_problem --out notes.txt": "--out must be a folder, and notes.txt is a file",
-    "report mymodels": "the target must be module:function, for example my_package.my_module:make_problem, got mymodels",
-    "report mymodels:": "the target must be module:function",
-    "report mymodles:make_problem": "there is no module mymodles; did you mean mymodels?",
+    "report nets:make_problem --batchsize 3": "unknown option --batchsize; did you mean --batch-size?",
+    "report nets:make_problem --sample 3": "unknown option --sample; did you mean --sample-size?",
+    "report nets:make_problem data.npz": "unexpected argument data.npz: there is one target, and options are named",
+    "report nets:make_problem --seed x": "argument --seed: invalid int value: 'x'",
+    "report nets:make_problem --seed -1": "--seed must be from 0 to 4294967295, got -1",
+    "report nets:make_problem --data": "argument --data: expected one argument",
+    "report nets:make_problem --out notes.txt": "--out must be a folder, and notes.txt is a file",
+    "report nets": "the target must be module:function, for example my_package.my_module:make_problem, got nets",
+    "report nets:": "the target must be module:function",
+    "report nest:make_problem": "there is no module nest; did you mean nets?",
     "report pack.iner:make_problem": "there is no module pack.iner; did you mean inner?",
-    "report mymodels.inner:make_problem": "mymodels is a module, not a package: it has no inner",
-    "report mymodel.py:make_problem": "there is no file mymodel.py; did you mean mymodels.py?",
-    "report mymodels:make_problm": "mymodels has no make_problm; did you mean make_problem?",
+    "report nets.inner:make_problem": "nets is a module, not a package: it has no inner",
+    "report net.py:make_problem": "there is no file net.py; did you mean nets.py?",
+    "report nets:make_problm": "nets has no make_problm; did you mean make_problem?",
     "report needs:make_problem": "needs does not import: ModuleNotFoundError: No module named 'no_such_library' ( … 1)",
     "report wrong:make_problem": "wrong does not import: SyntaxError: '(' was never closed ( … wrong.py, line 1)",
     "report ends:make_problem": "ends does not import: SystemExit: 0",
-    "report mymodels:from_data": "mymodels:from_data needs its argument data: give --data FILE_OR_FOLDER",
-    "report mymodels:make_problem --data data.npz": "mymodels:make_problem takes no data, and --data was given",
-    "report mymodels:FIXED --data data.npz": "mymodels:FIXED is no function, and --data was given",
-    "report mymodels:two": "mymodels:two must take no more than the data (and a key), and needs a, b",
-    "report mymodels:broken": "mymodels:broken raised KeyError: 'missing' ( … mymodels.py, line ",
-    "report mymodels:nothing": "mymodels:nothing must be a Problem(loss_fn, params, data), got None of type NoneType",
-    "report mymodels:DATA": "mymodels:DATA must be a Problem(loss_fn, params, data), got {'x': ",
-    "report mymodels:from_data --data dta.npz": "there is no file or folder dta.npz; did you mean data.npz?",
-    "report mymodels:from_data --data notes.txt": "data must be an .npz, .npy or .parquet file or a folder of .npy files",
-    "report mymodels:from_data --data damaged.npz": "damaged.npz is not a readable .npz file: ",
-    "report mymodels:from_data --data pack": "the folder pack must hold .npy files, got none",
-    "report mymodels:from_data --data pickled.npz": "pickled.npz is not a readable .npz file: Object arrays cannot",
-    "report mymodels:from_data --data words.npz": "data must be numbers, but data['y'] has dtype <U1",
-    "report mymodels:vector": "loss_fn must return a scalar for one example ( … ), got shape (3,)",
-    "report mymodels:batched": "loss_fn failed on one example ( … written for a batch?",
-    "report mymodels:integers": "params must be real floating-point arrays, but params['b'] has dtype int",
-    "report mymodels:function_in_params": "params must be a pytree of arrays, but params['f'] is <PjitFunction",
-    "report mymodels:ragged": "data must have equally many examples in every array, but data['x'] has 4, data['y'] has 3",
-    "report mymodels:one": "the number of examples of data must be at least 2, got 1",
-    "report mymodels:infinite": "gradients must be finite, got nan for example 2 in params['b']",
-    "report mymodels:bad_batch_loss": "batch_loss_fn(params, batch) failed on a batch of 4 examples: TypeError",
-    "report mymodels:no_batch_loss": "batch_loss_fn must be a function, got 3 of type int",
-    "report mymodels:breaks_off": "RuntimeError: the disk is gone ( … mymodels.py, line ",
-    "report mymodels:make_problem --batch-size 5": "batch_size must be at most the population size 4, got 5",
-    "report mymodels:make_problem --batch-size 0": "batch_size must be at least 1, got 0",
-    "report mymodels:make_problem --sample-size 1": "sample_size must be at least 2, got 1",
-    "report mymodels:make_problem --chunk-size 0": "chunk_size must be at least 1, got 0",
-    "report mymodels:make_problem --memory-limit 1": "memory_limit must be at least ",
-    "report mymodels:make_problem --checkpoint no.npz": "there is no file or folder no.npz",
-    "report mymodels:make_problem --checkpoint damaged.npz": "damaged.npz is not a readable .npz file",
-    "report mymodels:make_problem --checkpoint data.npz": "checkpoint data.npz has an array 'x', which params lack",
+    "report nets:from_data": "nets:from_data needs its argument data: give --data FILE_OR_FOLDER",
+    "report nets:make_problem --data data.npz": "nets:make_problem takes no data, and --data was given",
+    "report nets:FIXED --data data.npz": "nets:FIXED is no function, and --data was given",
+    "report nets:two": "nets:two must take no more than the data (and a key), and needs a, b",
+    "report nets:broken": "nets:broken raised KeyError: 'missing' ( … nets.py, line ",
+    "report nets:nothing": "nets:nothing must be a Problem(loss_fn, params, data), got None of type NoneType",
+    "report nets:DATA": "nets:DATA must be a Problem(loss_fn, params, data), got {'x': ",
+    "report nets:from_data --data dta.npz": "there is no file or folder dta.npz; did you mean data.npz?",
+    "report nets:from_data --data notes.txt": "data must be an .npz, .npy or .parquet file or a folder of .npy files",
+    "report nets:from_data --data damaged.npz": "damaged.npz is not a readable .npz file: ",
+    "report nets:from_data --data pack": "the folder pack must hold .npy files, got none",
+    "report nets:from_data --data pickled.npz": "pickled.npz is not a readable .npz file: Object arrays cannot",
+    "report nets:from_data --data words.npz": "data must be numbers, but data['y'] has dtype <U1",
+    "report nets:vector": "loss_fn must return a scalar for one example ( … ), got shape (3,)",
+    "report nets:batched": "loss_fn failed on one example ( … written for a batch?",
+    "report nets:integers": "params must be real floating-point arrays, but params['b'] has dtype int",
+    "report nets:function_in_params": "params must be a pytree of arrays, but params['f'] is <PjitFunction",
+    "report nets:ragged": "data must have equally many examples in every array, but data['x'] has 4, data['y'] has 3",
+    "report nets:one": "the number of examples of data must be at least 2, got 1",
+    "report nets:infinite": "gradients must be finite, got nan for example 2 in params['b']",
+    "report nets:bad_batch_loss": "batch_loss_fn(params, batch) failed on a batch of 4 examples: TypeError",
+    "report nets:no_batch_loss": "batch_loss_fn must be a function, got 3 of type int",
+    "report nets:breaks_off": "RuntimeError: the disk is gone ( … nets.py, line ",
+    "report nets:make_problem --batch-size 5": "batch_size must be at most the population size 4, got 5",
+    "report nets:make_problem --batch-size 0": "batch_size must be at least 1, got 0",
+    "report nets:make_problem --sample-size 1": "sample_size must be at least 2, got 1",
+    "report nets:make_problem --chunk-size 0": "chunk_size must be at least 1, got 0",
+    "report nets:make_problem --memory-limit 1": "memory_limit must be at least ",
+    "report nets:make_problem --checkpoint no.npz": "there is no file or folder no.npz",
+    "report nets:make_problem --checkpoint damaged.npz": "damaged.npz is not a readable .npz file",
+    "report nets:make_problem --checkpoint data.npz": "checkpoint data.npz has an array 'x', which params lack",
 }
 
 
@@ -169,13 +169,13 @@ def test_mistake(words: str, capsys, folder: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "mymodels:make_problem",
-        "mymodels.py:make_problem",
+        "nets:make_problem",
+        "nets.py:make_problem",
         "pack.inner:make_problem",
-        "mymodels:FIXED",
-        "mymodels:from_data --data data.npz",
-        "mymodels:from_data --data folder",
-        "mymodels:from_keyword --data data.npz",
+        "nets:FIXED",
+        "nets:from_data --data data.npz",
+        "nets:from_data --data folder",
+        "nets:from_keyword --data data.npz",
     ],
 )
 def test_every_way_to_name_a_problem_and_its_data(words: str, capsys, folder: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_key_and_a_seed(capsys, folder: Path) -> None:
     """Catches a seed that the target does not get."""
     found = []
     for seed in (1, 2):
-        assert main(f"report mymodels:with_key --seed {seed} --out out".split()) == 0
+        assert main(f"report nets:with_key --seed {seed} --out out".split()) == 0
         found.append(json.loads((folder / "out" / "report.json").read_text(encoding="utf-8")))
     assert found[0]["mean_loss"] != found[1]["mean_loss"]
 
@@ -200,24 +200,24 @@ def test_a_key_and_a_seed(capsys, folder: Path) -> None:
 @pytest.mark.usefixtures("without_figures")
 def test_a_checkpoint_is_where_gradients_are_taken(folder: Path) -> None:
     save_checkpoint("best.npz", {"m": jnp.asarray(1.1), "b": jnp.asarray(1.1)})
-    assert main(["report", "mymodels:make_problem", "--checkpoint", "best.npz", "--out", "out"]) == 0
+    assert main(["report", "nets:make_problem", "--checkpoint", "best.npz", "--out", "out"]) == 0
     written = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
     assert written["squared_mean_norm"] == pytest.approx(0, abs=1e-12)  # the minimum
 
 
 def test_the_python_function_writes_the_same(folder: Path) -> None:
-    assert main(["report", "mymodels:FIXED", "--out", "out"]) == 0
-    import mymodels
+    assert main(["report", "nets:FIXED", "--out", "out"]) == 0
+    import nets
 
     key, _ = jax.random.split(jax.random.key(0))
-    report(mymodels.FIXED, name="mymodels:FIXED", key=key).write("other")
+    report(nets.FIXED, name="nets:FIXED", key=key).write("other")
     for path in (folder / "out").iterdir():
         assert path.read_bytes() == (folder / "other" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.usefixtures("without_figures")
 def test_control_c_leaves_nothing_half_written(capsys, monkeypatch, folder: Path) -> None:
-    assert main(["report", "mymodels:make_problem", "--out", "out"]) == 0
+    assert main(["report", "nets:make_problem", "--out", "out"]) == 0
     before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
     replace, calls = _store.os.replace, []
 
@@ -228,12 +228,12 @@ def test_control_c_leaves_nothing_half_written(capsys, monkeypatch, folder: Path
         replace(*paths)
 
     monkeypatch.setattr(_store.os, "replace", interrupted)
-    assert main(["report", "mymodels:make_problem", "--out", "out", "--batch-size", "1"]) == 130
+    assert main(["report", "nets:make_problem", "--out", "out", "--batch-size", "1"]) == 130
     assert capsys.readouterr().err.startswith("interrupted: ")
     after = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
     assert after.keys() == before.keys()
     assert sum(after[name] != before[name] for name in before) <= 1
-    assert main(["report", "mymodels:stops"]) == 130
+    assert main(["report", "nets:stops"]) == 130
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_store.os, "fsync", full)
-    assert main(["report", "mymodels:make_problem", "--out", "out"]) == 1
+    assert main(["report", "nets:make_problem", "--out", "out"]) == 1
     assert capsys.readouterr().err == "error: writing: No space left on device\n"
     assert list(Path("out").iterdir()) == []
 
@@ -252,7 +252,7 @@ def test_out_of_memory_says_what_helps(capsys, monkeypatch) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     monkeypatch.setattr(jaxsgd.report, "report", exhausted)
-    assert main(["report", "mymodels:make_problem"]) == 1
+    assert main(["report", "nets:make_problem"]) == 1
     assert "smaller --sample-size, --chunk-size or --memory-limit take less" in capsys.readouterr().err
 
 
@@ -261,12 +261,12 @@ def test_a_failure_of_the_package_is_shown_as_it_is(monkeypatch) -> None:
 
     monkeypatch.setattr(jaxsgd.report, "report", eval("lambda *_, **__: {}['bug']"))  # a line in no file of a user's
     with pytest.raises(KeyError, match="bug"):
-        main(["report", "mymodels:make_problem"])
+        main(["report", "nets:make_problem"])
 
 
 def test_the_traceback_of_a_mistake_is_there_for_the_asking() -> None:
     with pytest.raises(ValueError, match="batch_size must be at most"):
-        main(["report", "mymodels:make_problem", "--batch-size", "5", "--traceback"])
+        main(["report", "nets:make_problem", "--batch-size", "5", "--traceback"])
 
 
 def test_help(capsys) -> None:
@@ -285,13 +285,13 @@ def run(*words: str) -> subprocess.CompletedProcess:
 
 def test_as_a_process() -> None:
     """The exit code, and nothing on standard error but one line, with warnings as errors."""
-    done = run("report", "mymodels:make_problem", "--out", "notes.txt")
+    done = run("report", "nets:make_problem", "--out", "notes.txt")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: --out must be a folder, and notes.txt is a file\n"
 
 
 @pytest.mark.slow
 def test_as_a_process_that_succeeds() -> None:
-    done = run("report", "mymodels:make_problem", "--out", "out")
+    done = run("report", "nets:make_problem", "--out", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert "wrote out/report.html" in done.stdout
