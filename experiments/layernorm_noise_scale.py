@@ -132,7 +132,7 @@ def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
 def summarize(findings: dict[str, Any]) -> str:
     """One sentence for the terminal."""
     return (
-        f"{findings['share_of_params']:.2%} of the parameters have {findings['ratio']:.2f} times the noise scale of all "
+        f"{findings['share_of_params']:.2%} of the parameters have {findings['ratio']:.2f} times that of all "
         f"within a factor of {findings['largest_factor']:.1f}, while it grows {findings['growth']:.0f}-fold"
     )
 

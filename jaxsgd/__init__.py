@@ -94,6 +94,20 @@ Modules, and the only modules of the package that each may import:
     exchange     : _exchange_cases, _kinks, _typical_losses, _validate
     batch_losses : _validate
     additivity   : _batch_losses, _set_functions, _subset_losses, _validate
+    _params_files : _store, _validate
+    _subsets     : sources, _validate
+    _design_rows : _params_files, designs, estimators, kernels, moments
+    _batch_loss_findings : _batch_losses, _factors, additivity, kernels, _validate
+    _findings    : _batch_loss_findings, _design_rows, _params_files, _subsets, batch_size, checks, estimators,
+                   kernels, moments, noise_scale, sources, _validate
+    _report_figures : _findings
+    _report_text : _findings
+    _report_html : _findings, _report_figures, _report_text
+    report       : _batch_loss_findings, _design_rows, _findings, _params_files, _report_figures, _report_html,
+                   _report_text, problems, _store, _validate
+    _targets     : _params_files
+    _command_line : _params_files, _targets, report, sources
+    __main__     : _command_line
 
 Importing this package changes no configuration of JAX.
 """
@@ -112,6 +126,7 @@ from jaxsgd import (
     moments,
     monitors,
     problems,
+    report,
     signal_to_noise,
     sources,
     surfaces,
@@ -162,6 +177,7 @@ __all__ = [
     "noise_scale",
     "per_example_gradients",
     "problems",
+    "report",
     "signal_to_noise",
     "sources",
     "surfaces",

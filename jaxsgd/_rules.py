@@ -23,7 +23,7 @@ from jaxsgd._factors import accumulation_dtype
 from jaxsgd._jaxpr import Operation, Scan, Value
 from jaxsgd._outer import Layout, Outer
 from jaxsgd._recipe import NoRule, Recipe
-from jaxsgd._sparse import Sparse
+from jaxsgd._sparse import Sparse, wide
 
 
 def find(value: Value) -> Recipe:
@@ -285,7 +285,7 @@ def _scatter_add(value: Value, operation: Operation) -> Recipe:
     num_rows, row = value.shape[0], math.prod(value.shape[1:])
 
     def build(indices: Any, updates: Any) -> Sparse:
-        flat = indices.reshape(-1)
+        flat = wide(indices.reshape(-1))
         if mode == jax.lax.GatherScatterMode.CLIP:
             flat = jnp.clip(flat, 0, num_rows - 1)
         inside = (flat >= 0) & (flat < num_rows)

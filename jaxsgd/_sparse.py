@@ -9,10 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from jaxsgd._dense import Dense
 from jaxsgd._factors import Flops, accumulated, einsum, examples_at_a_time
+
+
+def wide(indices: Integer[Array, "..."]) -> Integer[Array, "..."]:
+    """Indices in a type that holds the number of rows as well, which bytes do not for a table of 256."""
+    return indices.astype(jnp.int32) if indices.dtype.itemsize < 4 else indices
 
 
 @jax.tree_util.register_dataclass
@@ -42,7 +47,7 @@ class Sparse:
         """How many rows the table has."""
         return self.shape[0]
 
-    def _scatter(self, indices: Int[Array, "..."], rows: Float[Array, "... d"]) -> Float[Array, "v d"]:
+    def _scatter(self, indices: Integer[Array, "..."], rows: Float[Array, "... d"]) -> Float[Array, "v d"]:
         table = jnp.zeros((self.num_rows, rows.shape[-1]), rows.dtype)
         return table.at[indices.reshape(-1)].add(rows.reshape(-1, rows.shape[-1]), mode="drop")
 
@@ -97,7 +102,7 @@ class Sparse:
         here = jnp.sum(self._from_mean(rows, found, mean) ** 2, axis=(1, 2))
         norms = jnp.sum(mean**2, axis=1)
 
-        def elsewhere(indices: Int[Array, " t"]) -> Float[Array, ""]:
+        def elsewhere(indices: Integer[Array, " t"]) -> Float[Array, ""]:
             return norms.at[indices].set(jnp.zeros((), norms.dtype), mode="drop").sum()
 
         return here + jax.lax.map(elsewhere, self.indices, batch_size=examples_at_a_time(self.num_rows))

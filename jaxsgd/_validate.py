@@ -109,7 +109,7 @@ def random_key(**named: Any) -> None:
     for name, value in named.items():
         typed = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         if not typed or value.shape != ():
-            raise TypeError(f"{name} must be a key such as jax.random.key(0), got {_describe(value)}")
+            raise TypeError(f"{name} must be a key such as jax.random.key(0), got {describe(value)}")
 
 
 def probabilities(**named: Any) -> None:
@@ -159,7 +159,7 @@ def floating_leaves(**named: Any) -> None:
         for path, leaf in leaves:
             if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
                 raise TypeError(
-                    f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {_describe(leaf)}; "
+                    f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {describe(leaf)}; "
                     "for a module that carries functions or settings, differentiate its arrays only, "
                     "as in `arrays, static = eqx.partition(model, eqx.is_inexact_array)`"
                 )
@@ -181,7 +181,7 @@ def leading_axis(**named: Any) -> int:
         raise ValueError(f"{name} must have at least one array, got {tree!r}")
     for path, leaf in leaves:
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-            raise TypeError(f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {_describe(leaf)}")
+            raise TypeError(f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {describe(leaf)}")
         if getattr(leaf.dtype, "kind", "f") in "OSUM":
             raise TypeError(f"{name} must be numbers, but {_leaf(name, path)} has dtype {leaf.dtype}")
         if len(leaf.shape) == 0:
@@ -201,7 +201,7 @@ def leading_axis(**named: Any) -> int:
 def scalar_loss(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
     """Raise unless ``loss_fn(params, example)`` is one real number for one example of ``batch``."""
     if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function, got {_describe(loss_fn)}")
+        raise TypeError(f"loss_fn must be a function, got {describe(loss_fn)}")
     shapes = ", ".join(
         f"example{jax.tree_util.keystr(path)}: {leaf.shape[1:]}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
@@ -227,7 +227,7 @@ def scalar_loss(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
 def batch_loss(batch_loss_fn: Callable[..., Any], params: Any, batch: Any, key: Any = None) -> bool:
     """Raise unless the loss of ``batch`` is one real number; return whether it comes with an auxiliary output."""
     if not callable(batch_loss_fn):
-        raise TypeError(f"batch_loss_fn must be a function, got {_describe(batch_loss_fn)}")
+        raise TypeError(f"batch_loss_fn must be a function, got {describe(batch_loss_fn)}")
     arguments, names = ((), "(params, batch)") if key is None else ((key,), "(params, batch, key)")
     count = leading_axis(batch=batch)
     try:
@@ -240,7 +240,7 @@ def batch_loss(batch_loss_fn: Callable[..., Any], params: Any, batch: Any, key: 
     loss = out[0] if has_aux else out
     if getattr(loss, "shape", None) != ():
         raise ValueError(
-            f"batch_loss_fn must return one scalar, or (scalar, aux), got {_describe(loss)} for {count} examples"
+            f"batch_loss_fn must return one scalar, or (scalar, aux), got {describe(loss)} for {count} examples"
         )
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(f"batch_loss_fn must return a real floating-point number, got dtype {loss.dtype}")
@@ -285,6 +285,13 @@ def none(**named: Any) -> None:
     for name, value in named.items():
         if value is not None:
             raise ValueError(f"{name} must be None unless batches are drawn: give num_draws as well")
+
+
+def suffix(ending: str, **named: Any) -> None:
+    """Raise unless every path ends in ``ending``."""
+    for name, value in named.items():
+        if not str(value).endswith(ending):
+            raise ValueError(f"{name} must end in {ending}, got {value}")
 
 
 def has_method(method: str, **named: Any) -> None:
@@ -379,7 +386,8 @@ def _leaf(name: str, path: Any) -> str:
     return f"{name}{jax.tree_util.keystr(path)}"
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """A value in an error message."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     return f"{value!r} of type {type(value).__name__}"

@@ -1,7 +1,7 @@
 """Losses with data: small ones whose answers are exact rational numbers, and real data sets.
 
-Every problem is a :class:`Problem`, ``(loss_fn, params, data)``, with arrays in JAX's default float dtype. The
-real data sets come with scikit-learn, so nothing is downloaded. Imports ``_validate`` only.
+Every problem is a :class:`Problem` of ``loss_fn``, ``params`` and ``data``, with arrays in JAX's default float dtype.
+The real data sets come with scikit-learn, so nothing is downloaded. Imports ``_validate`` only.
 """
 
 import types
@@ -23,18 +23,49 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-class Problem(NamedTuple):
-    """A loss, where to take its gradient, and the examples.
+class _Parts(NamedTuple):
+    loss_fn: Callable[[Any, Any], Any]
+    params: PyTree
+    data: Any
+
+
+class Problem(_Parts):
+    """A loss, where to take its gradient, and the examples: the named tuple ``(loss_fn, params, data)``.
+
+    A fourth argument is an attribute, no member of the tuple, so every problem unpacks into the three that the
+    functions of this package take: ``loss_fn, params, data = problem`` and ``check_per_example(*problem)``.
 
     Attributes:
         loss_fn: ``loss_fn(params, example) -> scalar`` for ONE example.
         params: θ, a pytree of floating-point arrays.
-        data: a pytree of arrays with N examples along the first axis of each.
+        data: a pytree of arrays with N examples along the first axis of each; where data are streamed, also a source or
+            an iterable of batches (see :mod:`jaxsgd.sources`).
+        batch_loss_fn: ``batch_loss_fn(params, batch) -> scalar``, if the loss that is trained is written for a batch:
+            what ``check_additivity`` takes.
+
+    >>> problem = Problem(min, 1.0, [2.0, 3.0], max)
+    >>> _, params, _ = problem
+    >>> params, len(problem), problem._replace(params=0.0).batch_loss_fn
+    (1.0, 3, <built-in function max>)
     """
 
-    loss_fn: Callable[[Any, Any], Any]
-    params: PyTree
-    data: PyTree
+    batch_loss_fn: Callable[..., Any] | None
+
+    def __new__(
+        cls,
+        loss_fn: Callable[[Any, Any], Any],
+        params: PyTree,
+        data: Any,
+        batch_loss_fn: Callable[..., Any] | None = None,
+    ) -> "Problem":
+        """A problem of three or four parts."""
+        self = super().__new__(cls, loss_fn, params, data)
+        self.batch_loss_fn = batch_loss_fn
+        return self
+
+    def _replace(self, **changes: Any) -> "Problem":
+        """A problem with some of the four exchanged."""
+        return Problem(**{**self._asdict(), "batch_loss_fn": self.batch_loss_fn, **changes})
 
 
 def line_fit(m: float = 1.0, b: float = 1.0) -> Problem:

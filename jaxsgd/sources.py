@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from jaxsgd import _store, _validate
 
@@ -97,30 +97,39 @@ def batches(data: Any, batch_size: int | None = None) -> Iterator[PyTree]:
     _validate.positive_integer(batch_size=batch_size)
     for start in range(0, population_size, batch_size):
         stop = min(start + batch_size, population_size)
-        yield _read(data, start, stop) if is_source else jax.tree.map(lambda a, i=start, j=stop: a[i:j], data)
+        if is_source:
+            yield take(data, np.arange(start, stop))
+        else:
+            yield jax.tree.map(lambda a, i=start, j=stop: a[i:j], data)
 
 
-def _read(source: Any, start: int, stop: int) -> PyTree:
-    """Examples start..stop−1 of a source as one batch."""
-    if hasattr(source, "__getitems__"):
-        return _stack(source.__getitems__(list(range(start, stop))), start)
+def take(data: Any, indices: Int[np.ndarray, " m"]) -> PyTree:
+    """Some examples of arrays or of a source, in the order of ``indices``, as one batch.
+
+    >>> take({"x": np.arange(5) ** 2}, np.asarray([1, 4]))["x"].tolist()
+    [1, 16]
+    """
+    if kind(data) == "arrays":
+        return jax.tree.map(lambda leaf: leaf[indices], data)
+    if hasattr(data, "__getitems__"):
+        return _stack(data.__getitems__(indices.tolist()), indices)
     try:
-        batch = jax.tree.map(_as_array, source[np.arange(start, stop)])
-        if all(np.shape(leaf)[:1] == (stop - start,) for leaf in jax.tree.leaves(batch)):
+        batch = jax.tree.map(_as_array, data[indices])
+        if all(np.shape(leaf)[:1] == indices.shape for leaf in jax.tree.leaves(batch)):
             return batch
     except (TypeError, IndexError, KeyError, ValueError):
         pass  # it takes one index at a time; what is wrong otherwise shows there again
-    return _stack([source[i] for i in range(start, stop)], start)
+    return _stack([data[i] for i in indices.tolist()], indices)
 
 
-def _stack(examples: Any, start: int) -> PyTree:
+def _stack(examples: Any, indices: np.ndarray) -> PyTree:
     trees = [jax.tree.map(_as_array, example) for example in examples]
     shapes = [jax.tree.map(np.shape, tree) for tree in trees]
-    for number, found in enumerate(shapes):
+    for index, found in zip(indices, shapes, strict=True):
         if found != shapes[0]:
             raise ValueError(
-                f"examples of data must have the structure and the shapes of example {start}, {shapes[0]}, "
-                f"got {found} in example {start + number}"
+                f"examples of data must have the structure and the shapes of example {indices[0]}, {shapes[0]}, "
+                f"got {found} in example {index}"
             )
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 

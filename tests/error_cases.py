@@ -29,6 +29,7 @@ from jaxsgd import (
     moments,
     monitors,
     problems,
+    report,
     sources,
     surfaces,
     sweeps,
@@ -70,6 +71,11 @@ class OddCovariance(designs.WithReplacement):
 def gradients(loss_fn: Any = linear_loss, params: Any = ONE, batch: Any = (1.0, 2.0)) -> Any:
     batch = jnp.asarray(batch) if isinstance(batch, tuple) else batch
     return jaxsgd.per_example_gradients(loss_fn)(params, batch)
+
+
+def checkpoint(path: Path, arrays: dict[str, Any]) -> Any:
+    np.savez(path / "a.npz", **{name: np.asarray(array) for name, array in arrays.items()})
+    return report.load_checkpoint(path / "a.npz", {"hidden": ONE})
 
 
 def written(path: Path, content: bytes) -> Path:
@@ -445,6 +451,51 @@ VARIANCE_REDUCTION: list[Case] = [
     ),
 ]
 
+
+REPORTS: list[Case] = [
+    (ValueError, "path must end in .npz, got best.zip", lambda *_: report.save_checkpoint("best.zip", ONE)),
+    (
+        ValueError,
+        "checkpoint … a.npz has an array 'hiden', which params lack; did you mean hidden?",
+        lambda path, _: checkpoint(path, {"hiden": ONE}),
+    ),
+    (ValueError, "checkpoint … a.npz lacks 'hidden' of params", lambda path, _: checkpoint(path, {})),
+    (
+        ValueError,
+        "checkpoint … a.npz must have the shape () for 'hidden', got (2,)",
+        lambda path, _: checkpoint(path, {"hidden": jnp.ones(2)}),
+    ),
+    (
+        ValueError,
+        "checkpoint … a.npz must have the dtype float64 for 'hidden', got float32",
+        lambda path, _: checkpoint(path, {"hidden": jnp.ones((), jnp.float32)}),
+    ),
+    (
+        FileNotFoundError,
+        "there is no file … no.npz",
+        lambda path, _: report.load_checkpoint(path / "no.npz", ONE),
+    ),
+    (
+        TypeError,
+        "problem must be a Problem(loss_fn, params, data), got 3 of type int",
+        lambda *_: report.report(3),
+    ),
+    (
+        TypeError,
+        "batch_loss_fn must be a function, got 3 of type int",
+        lambda *_: report.report((*problems.line_fit(), 3)),
+    ),
+    (
+        ValueError,
+        "batches of data must hold examples of shapes [()], got [(2,)]",
+        lambda *_: report.report((lambda p, x: p * x.sum(), ONE, iter([jnp.ones(2), jnp.ones((2, 2))]))),
+    ),
+    (
+        TypeError,
+        "key must be a key such as jax.random.key(0), got 0 of type int",
+        lambda *_: report.report(problems.line_fit(), key=0),
+    ),
+]
 
 CASES: list[Case] = [
     (ValueError, "batch_size must be at least 1, got 0", lambda *_: designs.WithReplacement(0)),
@@ -1236,4 +1287,5 @@ CASES: list[Case] = [
     ),
     *VARIANCE_REDUCTION,
     *TRAINING,
+    *REPORTS,
 ]

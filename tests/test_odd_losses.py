@@ -11,6 +11,7 @@ import jaxsgd
 tanh = jnp.tanh
 MASK = normal(90, 6) > 0
 SQUARE, VECTORS = normal(0, 6, 6), normal(1, 5, 6)
+BYTES = jnp.asarray([[0, 255, 7], [255, 255, 1]], jnp.uint8)  # of a table of 256 rows, which no byte counts
 TABLE, TOKENS = normal(2, 7, 4), labels(3, 7, 5, 3)
 
 
@@ -76,6 +77,7 @@ LOSSES = {
     ),
     "penalty": (lambda p, e: jax.nn.logsumexp(e @ p) + 0.1 * jnp.sum(p**2), SQUARE, VECTORS),
     "one row looked up": (lambda p, e: jnp.sum(tanh(jnp.take(p, e[0], axis=0))), TABLE, TOKENS),
+    "rows by bytes": (lambda p, e: jnp.sum(tanh(jnp.take(p, e, axis=0))), normal(21, 256, 2), BYTES),
     "entries of a vector": (lambda p, e: jnp.sum(tanh(p[e])), normal(12, 7), TOKENS),
     "one entry of a matrix": (lambda p, e: tanh(p[e[0], e[1]]), normal(13, 7, 7), TOKENS),
     "columns": (lambda p, e: jnp.sum(tanh(p[:, e])), TABLE.T, TOKENS),
