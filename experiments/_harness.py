@@ -76,6 +76,12 @@ def require(confirmed: bool | np.bool_, message: str) -> None:
         raise UnconfirmedError(message)
 
 
+def z_scores(samples: np.ndarray, expected: Any = 0.0, axis: int = 0) -> np.ndarray:
+    """The mean of independent samples along an axis less what is expected, in standard errors."""
+    error = samples.std(axis=axis, ddof=1) / np.sqrt(samples.shape[axis])
+    return np.asarray((samples.mean(axis=axis) - expected) / error)
+
+
 def progress(items: Iterable[T], description: str) -> Iterable[T]:
     """A progress bar on a terminal, nothing elsewhere."""
     return tqdm(items, desc=description, leave=False, disable=None, dynamic_ncols=True)

@@ -23,7 +23,7 @@ from jaxtyping import Array, PyTree
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import require
+from experiments._harness import require, z_scores
 from experiments._style import COLORS, MARKERS, page
 from jaxsgd import batch_size, designs, problems, training
 
@@ -172,12 +172,12 @@ def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
     noisy = x > 2
     require(noisy.any() and published[noisy].min() > 0.5, f"published: {published[noisy].min():.0%} pass where x > 2")
     require(honest[noisy].max() < published[noisy].min() / 2, f"unbiased: {honest[noisy].max():.0%} pass where x > 2")
-    z = z_scores(results["noise"] - (x / (1 + x))[:, None] * results["squared_norm"])
+    z = z_scores(results["noise"] - (x / (1 + x))[:, None] * results["squared_norm"], axis=1)
     worst = float(z[np.argmax(np.abs(z))])
     require(abs(worst) <= MAX_Z, f"published norm statistics must tend to x/(1 + x), {worst:.1f} standard errors off")
-    z = z_scores(results["noise"] - x[:, None] * results["squared_norm"]).max()
+    z = z_scores(results["noise"] - x[:, None] * results["squared_norm"], axis=1).max()
     require(z < -MAX_Z, f"that published norm statistics tend to x must be rejected, got z = {z:.1f}")
-    z = z_scores(results["noise"] - x[:, None] * (results["squared_norm"] - results["noise"]))
+    z = z_scores(results["noise"] - x[:, None] * (results["squared_norm"] - results["noise"]), axis=1)
     unbiased = float(z[np.argmax(np.abs(z))])
     require(abs(unbiased) <= MAX_Z, f"unbiased norm statistics must have parts of ratio x, {unbiased:.1f} off")
     require((results["asked/inner product"] < results["asked/norm"]).all(), "the inner-product test must ask for less")
@@ -205,11 +205,6 @@ def passing(results: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The share of the batches that pass the norm test with θ = 1, as published and unbiased."""
     honest = (results["unbiased_norm"] > 0) & (results["unbiased_norm"] <= 1)
     return (results["noise"] <= results["squared_norm"]).mean(axis=1), honest.mean(axis=1)
-
-
-def z_scores(drawn: np.ndarray) -> np.ndarray:
-    """Mean over the draws in standard errors."""
-    return np.asarray(drawn.mean(axis=1) / drawn.std(axis=1, ddof=1) * np.sqrt(drawn.shape[1]))
 
 
 def summarize(findings: dict[str, Any]) -> str:

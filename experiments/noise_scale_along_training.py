@@ -24,7 +24,7 @@ from jaxtyping import Array, PyTree
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import require
+from experiments._harness import require, z_scores
 from experiments._style import COLORS, MARKERS, page
 from jaxsgd import designs, monitors, problems, training
 
@@ -136,7 +136,7 @@ def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
     require(results["loss"][-1] < results["loss"][0] / 2, "the loss must fall by half")
     for name in ("per_example", "two_batch"):
         for part in ("trace", "signal"):
-            z = z_scores(results[f"{name}/{part}"], results[part])
+            z = z_scores(results[f"{name}/{part}"], results[part], axis=1)
             worst = float(z[np.argmax(np.abs(z))])
             findings[f"{name}/{part}/worst_z"] = worst
             require(abs(worst) <= MAX_Z, f"the {part} of the {name} form is {worst:.1f} standard errors off")
@@ -144,9 +144,9 @@ def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
     plug_in = (results["trace"] / (results["signal"] + c * results["trace"]))[-1]
     findings["plug_in/last"] = float(plug_in)
     norms = results["squared_norm"]
-    z = z_scores(results["per_example/trace"] - plug_in * norms, np.zeros(len(B)))[-1]
+    z = z_scores(results["per_example/trace"] - plug_in * norms, axis=1)[-1]
     require(abs(z) <= MAX_Z, f"the plug-in ratio must tend to {plug_in:.1f}, and is {z:.1f} standard errors off")
-    z = z_scores(results["per_example/trace"] - B[-1] * norms, np.zeros(len(B)))[-1]
+    z = z_scores(results["per_example/trace"] - B[-1] * norms, axis=1)[-1]
     require(z < -MAX_Z, f"that the plug-in ratio tends to B must be rejected, got z = {z:.1f}")
     covered = ((results["low"] <= B[:, None]) & (results["high"] >= B[:, None])).mean(axis=1)
     findings |= {"least_coverage": float(covered.min()), "mean_coverage": float(covered.mean())}
@@ -160,12 +160,6 @@ def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
     require(ratio[0] > 3, f"two halves must have several times the error of their examples, got {ratio[0]:.2f}")
     require(ratio.min() > 1, f"two halves must nowhere say more than their examples, got {ratio.min():.2f}")
     return findings | {"batch_size": m, "population_size": N}
-
-
-def z_scores(drawn: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Mean over the draws minus the exact value, in standard errors."""
-    error = drawn.std(axis=1, ddof=1) / np.sqrt(drawn.shape[1])
-    return np.asarray((drawn.mean(axis=1) - exact) / error)
 
 
 def summarize(findings: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._harness import progress, require
+from experiments._harness import progress, require, z_scores
 from experiments._style import COLORS, MARKERS, page
 from jaxsgd import designs, dynamics, problems
 
@@ -141,11 +141,6 @@ def exact_second_half(losses: dynamics.Quadratics, design: designs.Design, rate:
         if step % EVERY == 0:
             found.append(state.second_moment(minimum))
     return np.mean(found, axis=0)
-
-
-def z_scores(samples: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """The mean of independent samples less what is expected, in standard errors."""
-    return (samples.mean(axis=0) - expected) / (samples.std(axis=0, ddof=1) / np.sqrt(len(samples)))
 
 
 def thresholds(losses: dynamics.Quadratics, config: Config) -> dict[str, np.ndarray]:
