@@ -4,9 +4,10 @@ The norm statistic is the sum of the inner-product and the orthogonality statist
 to x/(1 + x) where it should be x = tr Σ/(m‖ḡ‖²), so with θ = 1 it lets most batches pass at any x; the unbiased form
 does not. What both tests ask for grows with the noise; what CABS asks for changes when a constant is added to the loss.
 
-Command    python -m experiments adaptive_tests Run time   about 15 seconds on two cores Expected   on breast cancer,
-with θ = 1 and x > 2, more than half of the batches pass the published norm test, and less than
-           half of those the unbiased one; batches double from 8 to all 569, sooner with the unbiased form
+Command    python -m experiments adaptive_tests
+Run time   about 15 seconds on two cores
+Expected   on breast cancer, with θ = 1 and x > 2, more than half of the batches pass the published norm test, and less
+           than half of those the unbiased one; batches double from 8 to all 569, sooner with the unbiased form
 
 Logistic regression is fitted by gradient descent, and batches are drawn at the same θ along it; then by SGD whose batch
 is doubled whenever it fails a test.

@@ -4,8 +4,9 @@ They are a fraction of a percent of the parameters, and their per-example gradie
 monitor of them alone can watch every step of a large run. Their noise scale is not that of all parameters, but follows
 it.
 
-Command    python -m experiments layernorm_noise_scale Run time   about 20 seconds on two cores Expected   along 300
-steps of Adam on text, logarithms of the two that correlate by more than 0.9, and a ratio that stays
+Command    python -m experiments layernorm_noise_scale
+Run time   about 20 seconds on two cores
+Expected   along 300 steps of Adam on text, logarithms of the two that correlate by more than 0.9, and a ratio that stays
            within a factor of 3 of its mean while the noise scale grows more than tenfold
 
 A GPT of three blocks learns to continue English text, byte by byte. Two monitors watch the same run, one of all
@@ -66,17 +67,18 @@ def compute(config: Config) -> dict[str, np.ndarray]:
         monitors.noise_scale(decay=config.decay, name="all"),
         monitors.noise_scale(decay=config.decay, name="layernorm", where=is_norm_scale),
     )
-    result = training.run_sgd(
-        loss_fn,
-        params,
-        pieces(config),
-        optax.adam(config.learning_rate),
-        designs.WithReplacement(config.batch_size),
-        config.num_steps,
-        jax.random.key(config.seed),
-        monitors=watch,
-        record_every=config.record_every,
-    )
+    with jax.numpy_dtype_promotion("standard"):  # Adam counts its steps in integers
+        result = training.run_sgd(
+            loss_fn,
+            params,
+            pieces(config),
+            optax.adam(config.learning_rate),
+            designs.WithReplacement(config.batch_size),
+            config.num_steps,
+            jax.random.key(config.seed),
+            monitors=watch,
+            record_every=config.record_every,
+        )
     sizes = {path: leaf.size for path, leaf in leaves(params).items()}
     chosen = sum(size for path, size in sizes.items() if is_norm_scale(path))
     return {
