@@ -4,8 +4,8 @@ A run is one compiled loop, called on the host for some steps at a time. How man
 does every part, so results depend neither on where a run was cut nor on whether it was killed and taken up again. What
 is drawn at a step depends on the key and the number of the step alone.
 
-Imports ``_checkpoints``, ``_draws``, ``_sharding``, ``_steps``, ``_validate``, ``_validate_training``, ``kernels`` and
-``tracking`` only.
+Imports ``_checkpoints``, ``_draws``, ``_sharding``, ``_steps``, ``_validate``, ``_validate_losses``,
+``_validate_training``, ``kernels`` and ``tracking`` only.
 """
 
 import itertools
@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxsgd import _sharding, _steps, _validate, _validate_training, kernels, tracking
+from jaxsgd import _sharding, _steps, _validate, _validate_losses, _validate_training, kernels, tracking
 from jaxsgd._checkpoints import Checkpoint, digest, program_digest
 from jaxsgd._draws import draws_of
 from jaxsgd._steps import Carry, Plan
@@ -114,7 +114,8 @@ def run_sgd(
 
     Raises:
         TypeError, ValueError: if an argument is of the wrong kind or shape; if ``checkpoint`` is damaged, of a run with
-            other arguments, which are named, or in use by another run: nothing is overwritten.
+            other arguments, which are named, or in use by another run: nothing is overwritten; if the loss differs
+            between two calls; if it is not finite at the start, naming the example.
         OSError: naming the file, if ``checkpoint`` cannot be written; what it was before is still there.
 
     Guarantees:
@@ -140,6 +141,7 @@ def run_sgd(
     population_size = _validate.leading_axis(data=data)
     params, data = _sharding.automatic((params, data))
     _validate.scalar_loss(loss_fn, params, data)
+    _validate_losses.deterministic(loss_fn, params, data)
     _validate.has_method("weights", design=design)
     if gradient is not None:
         _validate.one_of(("factored", "plain"), gradient=gradient)
@@ -198,6 +200,7 @@ class _Run:
 
     def finish(self, params: PyTree, path: Path | None, design: Any) -> RunResult:
         """Make all steps, from where the checkpoint is."""
+        self.params = params
         carry = _strong(_start(self.plan, params, self.keys, self.rates))
         carry, self.keys, self.rates = _sharding.beside(self.data, (carry, self.keys, self.rates))
         if path is None:
@@ -259,6 +262,8 @@ class _Run:
             for name, value in found.items()
             for place in itertools.product(*map(range, value.shape))
         }
+        if number == 0:
+            _validate_losses.finite_at_start(found["loss"], self.plan.loss_fn, self.params, self.data)
         self.writer.write_scalars(number, scalars)
         self.records.append((number, found))  # in one piece, whenever an interruption comes
 
