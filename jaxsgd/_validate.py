@@ -381,7 +381,11 @@ def _is_number(dtype: Any) -> bool:
     """Whether JAX has numbers of this dtype: not words, objects, dates, records or long doubles."""
     if dtype in _LONG:
         return False
-    return jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_) or jnp.issubdtype(dtype, jax.dtypes.extended)
+    return (
+        jnp.issubdtype(dtype, jnp.number)
+        or jnp.issubdtype(dtype, jnp.bool_)
+        or jnp.issubdtype(dtype, jax.dtypes.extended)
+    )
 
 
 def _leaf(name: str, path: Any) -> str:

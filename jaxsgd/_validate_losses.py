@@ -4,7 +4,7 @@ Imports nothing of the package.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,14 +28,14 @@ def deterministic(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
 
     try:
         first, second = (jax.make_jaxpr(lambda p, b: of_first(p, b))(params, batch) for _ in range(2))
+        known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
+        if _same(first, second) or not known:
+            return
+        one, other = (float(jax.jit(lambda p, b: of_first(p, b))(params, batch)) for _ in range(2))
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(
             "loss_fn must be a function of its arguments alone: it uses a value that an earlier call of it left behind"
         ) from error
-    known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
-    if _same(first, second) or not known:
-        return
-    one, other = (float(jax.jit(lambda p, b: of_first(p, b))(params, batch)) for _ in range(2))
     rounding = float(jnp.finfo(first.out_avals[0].dtype).eps) ** 0.5  # type: ignore[no-untyped-call]
     if abs(one - other) > rounding * max(abs(one), abs(other)):
         raise ValueError(
@@ -70,7 +70,7 @@ def finite_at_start(loss: Any, loss_fn: Callable[..., Any], params: Any, data: A
     raise ValueError(f"the loss of all data must be finite at the start, got {np.ravel(loss)[0]}, and {what} is not")
 
 
-def finite_rows(rows: np.ndarray, *, path: str, examples: Iterable[int]) -> None:
+def finite_rows(rows: np.ndarray, *, path: str, examples: np.ndarray) -> None:
     """Raise, naming example and parameter, unless the gradients of some examples, as rows, are finite."""
     for example, row in zip(examples, rows, strict=True):
         bad = row[~np.isfinite(row)]
