@@ -6,8 +6,8 @@ it.
 
 Command    python -m experiments layernorm_noise_scale
 Run time   about 20 seconds on two cores
-Expected   along 300 steps of Adam on text, logarithms of the two that correlate by more than 0.9, and a ratio that stays
-           within a factor of 3 of its mean while the noise scale grows more than tenfold
+Expected   along 300 steps of Adam on text, logarithms of the two that correlate by more than 0.9, and a ratio that
+           stays within a factor of 3 of its mean while the noise scale grows more than tenfold
 
 A GPT of three blocks learns to continue English text, byte by byte. Two monitors watch the same run, one of all
 parameters and one with ``where=`` (G. Gray, A. Tiwari, S. Bergsma, J. Hestness, "Normalization layer per-example

@@ -17,6 +17,7 @@ Modules, and the only modules of the package that each may import:
     _validate    :
     _validate_designs : _validate
     _validate_dynamics :
+    _validate_losses :
     _jaxpr       :
     _factors     :
     _dense       : _factors
@@ -32,10 +33,10 @@ Modules, and the only modules of the package that each may import:
     _store       :
     _sharding    :
     kernels      : _gradients, _sharding, _streamed, _validate
-    checks       : _gradients, _sharding, _validate
+    checks       : _gradients, _sharding, _validate, _validate_losses
     model_agnostic : _factors, _gradients, _validate
     sources      : _store, _validate
-    moments      : _factors, _sharding, kernels, sources, _validate
+    moments      : _factors, _sharding, kernels, sources, _validate, _validate_losses
     _covariances :
     _law         : _covariances, _validate, _validate_designs
     _uniform     : _covariances, _law, _validate
@@ -89,11 +90,12 @@ Modules, and the only modules of the package that each may import:
     _checkpoints : _sharding, _steps, _store
     tracking     :
     _tradeoff    : _validate, _validate_designs, _validate_training
-    training     : _checkpoints, _draws, _sharding, _steps, kernels, tracking, _validate, _validate_training
+    training     : _checkpoints, _draws, _sharding, _steps, kernels, tracking, _validate, _validate_losses,
+                   _validate_training
     sweeps       : training, _sharding, _store, _validate, _validate_training
     exchange     : _exchange_cases, _kinks, _typical_losses, _validate
     batch_losses : _validate
-    additivity   : _batch_losses, _set_functions, _subset_losses, _validate
+    additivity   : _batch_losses, _set_functions, _subset_losses, _validate, _validate_losses
     _params_files : _store, _validate
     _subsets     : sources, _validate
     _design_rows : _params_files, designs, estimators, kernels, moments

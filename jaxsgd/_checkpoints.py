@@ -3,8 +3,10 @@
 Imports ``_steps`` and ``_store`` only.
 """
 
+import contextlib
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,23 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 class Checkpoint:
     """The file of one run, named by its settings: another run's, or a damaged one, is refused.
 
-    Of several processes that share a run, the first writes it, and all read it.
+    Of several processes that share a run, the first writes it, and all read it. Processes that do not are kept from
+    writing the same file.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], mesh: Any = None) -> None:
         self.path, self.settings, self.mesh = path, settings, mesh
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs from the file, by a lock on an empty file beside it."""
+        if not _sharding.is_first(self.mesh):
+            yield
+            return
+        with _store.locked(self.path.with_name(f".{self.path.name}.lock")) as held:
+            if not held:
+                raise ValueError(f"checkpoint must not be in use by another run, got {self.path}")
+            yield
 
     def save(self, step: int, carry: Carry, records: list[Record]) -> None:
         """Write the state before a step, and what was recorded so far."""
@@ -41,7 +55,10 @@ class Checkpoint:
 
     def load(self, like: Carry) -> tuple[int, Carry, list[Record]] | None:
         """What was saved, or None if nothing was."""
-        arrays = _store.read_record(self.path, self.settings) if self.path.exists() else None
+        try:
+            arrays = _store.read_record(self.path, self.settings) if self.path.exists() else None
+        except ValueError as error:
+            raise ValueError(f"{error}; nothing is overwritten: to start anew, remove it") from error
         if not _sharding.agree(self.mesh, -1 if arrays is None else int(arrays["step"])):
             raise ValueError(f"checkpoint must be in a folder that all processes of the run share, got {self.path}")
         if arrays is None:

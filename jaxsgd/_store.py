@@ -1,17 +1,20 @@
 """Result files that are either whole or not there.
 
 A file is written under a temporary name in its own folder, flushed to the disk and renamed: a reader, or a run that
-is killed, sees the old file or the new one, never half of one. A record is such a file with a checksum of all its bytes
-and the settings it belongs to. Imports nothing of the package.
+is killed, sees the old file or the new one, never half of one. What a killed writer left under a temporary name is
+removed by the next that writes the same file. A record is such a file with a checksum of all its bytes and the settings
+it belongs to. Imports nothing of the package.
 """
 
+import contextlib
+import glob
 import hashlib
 import io
 import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +25,68 @@ _DIGEST = 64  # hexadecimal digits of SHA-256
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically; nothing is left behind if it is interrupted."""
+    """Write a file atomically; nothing is left behind if it is interrupted.
+
+    Raises:
+        OSError: naming the file, if the disk is full or the folder cannot be written to; an older file is still there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    prefix, suffix = f".{path.name}.", ".tmp"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+        _remove_if_left_behind(left)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     try:
         with os.fdopen(handle, "wb") as file:
+            with contextlib.suppress(OSError, ImportError):  # a file system may have no locks
+                _lock(file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's files are private
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
+            os.chmod(name, 0o644)  # mkstemp's files are private
+            os.replace(name, path)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):  # an interruption may come after the renaming
+            os.unlink(name)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold a lock, unless another process does: whether it is held.
+
+    The lock is the operating system's, on an empty file that stays, so none is left behind by a process that is killed.
+    Where the system has no such locks, nobody is kept out.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            held = _lock(handle)
+        except ImportError:
+            held = True
+        yield held
+    finally:
+        os.close(handle)  # which unlocks it
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file until it is closed: whether nobody else had done so."""
+    import fcntl  # not on every system
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove_if_left_behind(path: Path) -> None:
+    """Remove a temporary file, unless its writer, who holds a lock on it, is at work."""
+    with contextlib.suppress(OSError, ImportError), path.open("rb") as file:  # others may be removing it as well
+        if _lock(file.fileno()):
+            path.unlink()
 
 
 def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
@@ -61,7 +113,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array, not an archive of named arrays")
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"its member {name} is not an array")
+        return arrays
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
     except Exception as error:  # a damaged archive fails in as many ways as there are decoders

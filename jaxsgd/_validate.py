@@ -16,6 +16,8 @@ import numpy as np
 
 _PROBABILITY_TOLERANCE = 1e-6  # a sum of float32 probabilities is off by rounding; a mistake, by more
 
+_LONG = {np.dtype(np.longdouble), np.dtype(np.clongdouble)} - {np.dtype(float), np.dtype(complex)}
+
 
 def positive_integer(**named: Any) -> None:
     """Raise unless every value is an integer of at least 1."""
@@ -182,7 +184,7 @@ def leading_axis(**named: Any) -> int:
     for path, leaf in leaves:
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {describe(leaf)}")
-        if getattr(leaf.dtype, "kind", "f") in "OSUM":
+        if not _is_number(leaf.dtype):
             raise TypeError(f"{name} must be numbers, but {_leaf(name, path)} has dtype {leaf.dtype}")
         if len(leaf.shape) == 0:
             raise ValueError(
@@ -380,6 +382,17 @@ def positive_probabilities(**named: Any) -> None:
             raise ValueError(
                 f"{name} must be above 0 and at most 1, or no unbiased estimate exists, got {values[at]} at {at}"
             )
+
+
+def _is_number(dtype: Any) -> bool:
+    """Whether JAX has numbers of this dtype: not words, objects, dates, records or long doubles."""
+    if dtype in _LONG:
+        return False
+    return (
+        jnp.issubdtype(dtype, jnp.number)
+        or jnp.issubdtype(dtype, jnp.bool_)
+        or jnp.issubdtype(dtype, jax.dtypes.extended)
+    )
 
 
 def _leaf(name: str, path: Any) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxsgd import _set_functions, _validate
+from jaxsgd import _set_functions, _validate, _validate_losses
 from jaxsgd._batch_losses import BatchLoss
 from jaxsgd._set_functions import Family, Fit
 from jaxsgd._subset_losses import Trial, example_rows, relative_size
@@ -222,6 +222,8 @@ def check_additivity(
     first, second = trial.repeated()
     _validate.reproducible(first=first, second=second, rounding=trial.unit)
     loss_rounding, gradient_rounding = trial.rounding
+    if trial.notes:  # some subsets are left out
+        _validate_losses.finite_on_batch(trial.loss, params, batch, key)
     _validate.fine_enough(_COARSE, loss=loss_rounding, gradient=gradient_rounding)
     return _diagnose(trial)
 

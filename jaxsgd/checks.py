@@ -1,6 +1,6 @@
 """For those who do not want to take the engine on trust: every statistic against the plain loop over examples.
 
-Imports ``_gradients``, ``_sharding`` and ``_validate`` only.
+Imports ``_gradients``, ``_sharding``, ``_validate`` and ``_validate_losses`` only.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxsgd import _sharding, _validate
+from jaxsgd import _sharding, _validate, _validate_losses
 from jaxsgd._gradients import Loss, PerExampleGradients, si, table, trace_batch
 
 
@@ -97,7 +97,8 @@ def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examp
         num_examples: how many of them are compared, spread evenly over the batch.
 
     Raises:
-        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`, or if ``num_examples`` is less than 1.
+        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; if ``num_examples`` is less than 1, the loss
+            differs between two calls, or a gradient is not finite.
 
     >>> from jaxsgd import problems
     >>> check = check_per_example(*problems.digits_mlp(key=jax.random.key(0)))
@@ -108,6 +109,7 @@ def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examp
     _validate.floating_leaves(params=params)
     count = _validate.leading_axis(batch=batch)
     _validate.scalar_loss(loss_fn, params, batch)
+    _validate_losses.deterministic(loss_fn, params, batch)
     chosen = np.unique(np.linspace(0, count - 1, num_examples).astype(int))
     few = jax.tree.map(lambda leaf: leaf[chosen], batch)
     whole: PerExampleGradients = jax.eval_shape(partial(trace_batch, loss_fn), params, batch)
@@ -117,6 +119,7 @@ def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examp
     for (path, leaf), factor, rule, mine, rows in zip(
         jax.tree_util.tree_leaves_with_path(params), whole.factors, whole.rules, found, truth, strict=True
     ):
+        _validate_losses.finite_rows(rows, path=jax.tree_util.keystr(path), examples=chosen)
         checks.append(
             ParameterCheck(
                 path=jax.tree_util.keystr(path),

@@ -9,7 +9,7 @@ Numerische Mathematik 18, 1971), so a million chunks are as good as one.
 Data that are split over devices are reduced where they are: each device merges the chunks of its own part, and the
 parts are merged once, at the end.
 
-Imports ``_factors``, ``_sharding``, ``kernels``, ``sources`` and ``_validate`` only.
+Imports ``_factors``, ``_sharding``, ``kernels``, ``sources``, ``_validate`` and ``_validate_losses`` only.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _factors, _sharding, _validate, kernels, sources
+from jaxsgd import _factors, _sharding, _validate, _validate_losses, kernels, sources
 from jaxsgd._sharding import Shards
 
 
@@ -121,6 +121,7 @@ def gradient_moments(
     population_size = _validate.leading_axis(data=data)
     data = _sharding.automatic(data)
     _validate.scalar_loss(loss_fn, params, data)
+    _validate_losses.deterministic(loss_fn, params, data)
     chunk_size = population_size if chunk_size is None else chunk_size
     _validate.positive_integer(chunk_size=chunk_size)
 
@@ -236,6 +237,7 @@ def _stream(moments_pass: _Pass, batches: Iterator[PyTree]) -> GradientMoments:
         if structure is None:
             structure = jax.tree.structure(batch)
             _validate.scalar_loss(moments_pass.loss_fn, moments_pass.params, batch)
+            _validate_losses.deterministic(moments_pass.loss_fn, moments_pass.params, batch)
         if structure != jax.tree.structure(batch):
             raise ValueError(
                 f"batches of data must have the structure of the first, {structure}, got {jax.tree.structure(batch)}"

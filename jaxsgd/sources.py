@@ -141,8 +141,8 @@ def _as_array(leaf: Any) -> Any:
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header fails in as many ways as there are parsers
         raise ValueError(f"{path} is not a readable .npy file: {error}") from error
 
 
@@ -151,13 +151,14 @@ class _Parquet:
 
     def __init__(self, path: Path) -> None:
         try:
-            from pyarrow import ArrowInvalid, parquet
+            from pyarrow import ArrowException, parquet
         except ImportError as error:
             raise ImportError(f"reading {path} needs pyarrow: pip install 'jaxsgd[parquet]'") from error
+        self._path = path
         try:
-            self._file = parquet.ParquetFile(path)
-        except (ArrowInvalid, OSError) as error:
-            raise ValueError(f"{path} is not a readable .parquet file: {error}") from error
+            self._file = parquet.ParquetFile(path, page_checksum_verification=True)
+        except (ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._starts = np.cumsum([0, *counts])
         self._group: tuple[int, dict[str, np.ndarray]] = (-1, {})
@@ -174,9 +175,23 @@ class _Parquet:
 
     def _rows(self, group: int, indices: np.ndarray) -> dict[str, np.ndarray]:
         if self._group[0] != group:
-            table = self._file.read_row_group(group)
-            self._group = group, {name: _column(name, table[name]) for name in table.column_names}
+            self._group = group, self._columns(group)
         return {name: column[indices - self._starts[group]] for name, column in self._group[1].items()}
+
+    def _columns(self, group: int) -> dict[str, np.ndarray]:
+        from pyarrow import ArrowException
+
+        try:
+            table = self._file.read_row_group(group)
+            table.validate(full=True)
+        except (ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+        if table.num_rows != self._starts[group + 1] - self._starts[group]:
+            raise self._unreadable(ValueError(f"row group {group} has {table.num_rows} rows, not as many as it says"))
+        return {name: _column(name, table[name]) for name in table.column_names}
+
+    def _unreadable(self, error: Exception) -> ValueError:
+        return ValueError(f"{self._path} is not a readable .parquet file: {error}")
 
 
 def _column(name: str, column: Any) -> np.ndarray:

@@ -15,9 +15,8 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,25 +149,9 @@ class Cell:
         found = run(**self.configuration, key=jax.random.fold_in(key, int.from_bytes(own[:4], "big")))
         _store.write_bytes(self.path, _store.pack_record(_arrays(found), self.settings))
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[bool]:
-        """Hold the cell, unless another process does: whether it is held.
-
-        The lock is the operating system's, on a file that stays, so none is left behind by a process that is killed.
-        """
-        import fcntl  # not on every system
-
-        self.lock_path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.lock_path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(handle)  # which unlocks it
+    def locked(self) -> contextlib.AbstractContextManager[bool]:
+        """Hold the cell, unless another process does: whether it is held."""
+        return _store.locked(self.lock_path)
 
 
 def _compute(run: Callable[..., Any], cells: list[Cell], key: Array, progress: Callable[[Progress], Any]) -> None:
@@ -190,7 +173,8 @@ def _compute(run: Callable[..., Any], cells: list[Cell], key: Array, progress: C
                 if not cell.is_there():
                     started = time.perf_counter()
                     cell.compute(run, key)
-                    seconds, computed = seconds + time.perf_counter() - started, computed + 1
+                    elapsed = max(time.perf_counter() - started, 0.0)  # a clock may be set back
+                    seconds, computed = seconds + elapsed, computed + 1
             missing.remove(cell)
             report()
         if len(missing) == before:

@@ -98,11 +98,20 @@ class JSONLinesWriter(_Closing):
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """The steps and numbers that :class:`JSONLinesWriter` wrote, but for a last line that is not whole."""
-    content = Path(path).read_bytes()
-    for line in content[: content.rfind(b"\n") + 1].decode().splitlines():
-        scalars = {name: float(value) for name, value in json.loads(line).items()}
-        yield int(scalars.pop("step")), scalars
+    """The steps and numbers that :class:`JSONLinesWriter` wrote, but for a last line that is not whole.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the line, if it is damaged.
+    """
+    *lines, _ = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            scalars = {name: float(value) for name, value in json.loads(line).items()}
+            step = int(scalars.pop("step"))
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged in line {number}: {line[:80]!r}") from error
+        yield step, scalars
 
 
 class TensorBoardWriter(_Closing):

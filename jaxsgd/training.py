@@ -4,8 +4,8 @@ A run is one compiled loop, called on the host for some steps at a time. How man
 does every part, so results depend neither on where a run was cut nor on whether it was killed and taken up again. What
 is drawn at a step depends on the key and the number of the step alone.
 
-Imports ``_checkpoints``, ``_draws``, ``_sharding``, ``_steps``, ``_validate``, ``_validate_training``, ``kernels`` and
-``tracking`` only.
+Imports ``_checkpoints``, ``_draws``, ``_sharding``, ``_steps``, ``_validate``, ``_validate_losses``,
+``_validate_training``, ``kernels`` and ``tracking`` only.
 """
 
 import itertools
@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxsgd import _sharding, _steps, _validate, _validate_training, kernels, tracking
+from jaxsgd import _sharding, _steps, _validate, _validate_losses, _validate_training, kernels, tracking
 from jaxsgd._checkpoints import Checkpoint, digest, program_digest
 from jaxsgd._draws import draws_of
 from jaxsgd._steps import Carry, Plan
@@ -101,7 +101,8 @@ def run_sgd(
             order of the axes of :class:`RunResult`.
         progress: called as ``progress(step, num_steps)`` every now and then.
         checkpoint: a file that the state is written to at every record and when interrupted, and read from at the
-            start. Of several processes the first writes it, and all read it.
+            start; beside it stays an empty file whose name begins with a dot, a lock. Of several processes the first
+            writes it, and all read it.
         chunk_size: at most how many steps are made between two looks at the host; by default about half a second's
             worth, and with several processes ``record_every``.
         gradient: "factored", the sum of per-example gradients in factored form, whose statistics are at hand; "plain",
@@ -112,9 +113,10 @@ def run_sgd(
         :class:`RunResult`. Runs that diverge have losses that are infinite or NaN.
 
     Raises:
-        TypeError, ValueError: if an argument is of the wrong kind or shape; if ``checkpoint`` is damaged or of a run
-        with
-            other arguments, naming them.
+        TypeError, ValueError: if an argument is of the wrong kind or shape; if ``checkpoint`` is damaged, of a run with
+            other arguments, which are named, or in use by another run: nothing is overwritten; if the loss differs
+            between two calls; if it is not finite at the start, naming the example.
+        OSError: naming the file, if ``checkpoint`` cannot be written; what it was before is still there.
 
     Guarantees:
         - the same for every ``chunk_size`` and after every restart from a checkpoint, bit for bit, on one machine.
@@ -139,6 +141,7 @@ def run_sgd(
     population_size = _validate.leading_axis(data=data)
     params, data = _sharding.automatic((params, data))
     _validate.scalar_loss(loss_fn, params, data)
+    _validate_losses.deterministic(loss_fn, params, data)
     _validate.has_method("weights", design=design)
     if gradient is not None:
         _validate.one_of(("factored", "plain"), gradient=gradient)
@@ -197,32 +200,40 @@ class _Run:
 
     def finish(self, params: PyTree, path: Path | None, design: Any) -> RunResult:
         """Make all steps, from where the checkpoint is."""
-        number = 0
+        self.params = params
         carry = _strong(_start(self.plan, params, self.keys, self.rates))
         carry, self.keys, self.rates = _sharding.beside(self.data, (carry, self.keys, self.rates))
-        if path is not None:
+        if path is None:
+            carry = self._continue(0, carry)
+        else:
             self.checkpoint = Checkpoint(path, self._settings(carry, params, design), self.mesh)
-            stored = self.checkpoint.load(carry)
-            if stored is not None:
-                number, carry, self.records = stored
+            with self.checkpoint.held():
+                stored = self.checkpoint.load(carry)
+                number, carry, self.records = (0, carry, []) if stored is None else stored
+                carry = self._continue(number, carry)
+        steps = jnp.asarray([step for step, _ in self.records])
+        metrics = {name: jnp.stack([found[name] for _, found in self.records], axis=-1) for name in self.records[0][1]}
+        return RunResult(carry.params, steps, metrics, self.rates)
+
+    def _continue(self, number: int, carry: Carry) -> Carry:
+        """The state after the last step, from that after ``number`` steps."""
+        state = number, carry  # in one piece, whenever an interruption comes
         try:
             while not self._is_recorded(self.num_steps):
+                number, carry = state
                 if number == self._next_record():
                     self._record(number, carry)
                     self._save(number, carry)
                 else:
                     stop = min(number + self.size, self._next_record())
-                    carry = self._advance(number, stop, carry)
-                    number = stop
-                    self.progress(number, self.num_steps)
+                    state = stop, self._advance(number, stop, carry)
+                    self.progress(stop, self.num_steps)
         except KeyboardInterrupt:
-            self._save(number, carry)
+            self._save(*state)
             raise
         finally:
             self.writer.flush()
-        steps = jnp.asarray([step for step, _ in self.records])
-        metrics = {name: jnp.stack([found[name] for _, found in self.records], axis=-1) for name in self.records[0][1]}
-        return RunResult(carry.params, steps, metrics, self.rates)
+        return state[1]
 
     def _is_recorded(self, number: int) -> bool:
         return bool(self.records) and self.records[-1][0] == number
@@ -251,11 +262,13 @@ class _Run:
             for name, value in found.items()
             for place in itertools.product(*map(range, value.shape))
         }
+        if number == 0:
+            _validate_losses.finite_at_start(found["loss"], self.plan.loss_fn, self.params, self.data)
         self.writer.write_scalars(number, scalars)
         self.records.append((number, found))  # in one piece, whenever an interruption comes
 
     def _save(self, number: int, carry: Carry) -> None:
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and self.records:  # there are none if the first is interrupted
             self.writer.flush()
             self.checkpoint.save(number, carry, self.records)
 
@@ -331,6 +344,8 @@ def _strong(tree: Any) -> Any:
 
 def _next_size(size: int, seconds: float) -> int:
     """Twice or half as many steps, toward :data:`SECONDS_PER_CALL`."""
+    if seconds <= 0:  # a clock that was set back tells nothing
+        return size
     if seconds < SECONDS_PER_CALL / 2:
         return 2 * size
     return max(size // 2, 1) if seconds > 2 * SECONDS_PER_CALL else size
