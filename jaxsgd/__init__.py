@@ -15,6 +15,7 @@ Symbols, the same in code, docstrings and figures:
 Modules, and the only modules of the package that each may import:
 
     _validate    :
+    _validate_batch_losses : _validate
     _validate_designs : _validate
     _validate_dynamics :
     _validate_losses :
@@ -34,7 +35,7 @@ Modules, and the only modules of the package that each may import:
     _sharding    :
     kernels      : _gradients, _sharding, _streamed, _validate
     checks       : _gradients, _sharding, _validate, _validate_losses
-    model_agnostic : _factors, _gradients, _validate
+    model_agnostic : _factors, _gradients, _validate, _validate_losses
     sources      : _store, _validate
     moments      : _factors, _sharding, kernels, sources, _validate, _validate_losses
     _covariances :
@@ -52,7 +53,7 @@ Modules, and the only modules of the package that each may import:
                    _reshuffling, _stratified, _uniform
     _contractions : _covariances, _factors, kernels
     _curves      : kernels, moments, designs, _sharding, _validate
-    _batch_losses  : _factors, designs, _validate
+    _batch_losses  : _factors, designs, _validate, _validate_batch_losses
     _set_functions :
     _subset_losses : _batch_losses, _set_functions, _sharding
     _sample_estimates : kernels, _sharding, _validate
@@ -95,11 +96,11 @@ Modules, and the only modules of the package that each may import:
     sweeps       : training, _sharding, _store, _validate, _validate_training
     exchange     : _exchange_cases, _kinks, _typical_losses, _validate
     batch_losses : _validate
-    additivity   : _batch_losses, _set_functions, _subset_losses, _validate, _validate_losses
+    additivity   : _batch_losses, _set_functions, _subset_losses, _validate, _validate_batch_losses, _validate_losses
     _params_files : _store, _validate
     _subsets     : sources, _validate
     _design_rows : _params_files, designs, estimators, kernels, moments
-    _batch_loss_findings : _batch_losses, _factors, additivity, kernels, _validate
+    _batch_loss_findings : _batch_losses, _factors, additivity, kernels, _validate, _validate_batch_losses
     _findings    : _batch_loss_findings, _design_rows, _params_files, _subsets, batch_size, checks, estimators,
                    kernels, moments, noise_scale, sources, _validate
     _report_figures : _findings

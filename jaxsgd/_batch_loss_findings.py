@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxsgd import _factors, _validate, additivity, kernels
+from jaxsgd import _factors, _validate, _validate_batch_losses, additivity, kernels
 from jaxsgd._batch_losses import BatchLoss, on_sub_batch
 
 _EXAMPLES = 16  # enough for eight blocks, and a handful of compilations of small batches
@@ -60,7 +60,7 @@ def examine(
     chosen = np.unique(np.linspace(0, count - 1, _EXAMPLES).astype(int))
     batch = jax.tree.map(lambda leaf: leaf[chosen], examples)
     loss_key = key if _takes_key(batch_loss_fn) else None
-    has_aux = _validate.batch_loss(batch_loss_fn, params, batch, loss_key)
+    has_aux = _validate_batch_losses.batch_loss(batch_loss_fn, params, batch, loss_key)
     try:
         found = additivity.check_additivity(batch_loss_fn, params, batch, key=loss_key)
     except ValueError as error:

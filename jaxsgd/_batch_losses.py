@@ -1,6 +1,6 @@
 """Losses of whole batches, additive or not: evaluated on sub-batches, and their gradients over a sampling design.
 
-Imports ``_factors`` (sums of leaves), ``designs`` and ``_validate`` only.
+Imports ``_factors`` (sums of leaves), ``designs``, ``_validate`` and ``_validate_batch_losses`` only.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxsgd import _factors, _validate, designs
+from jaxsgd import _factors, _validate, _validate_batch_losses, designs
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ def batch_loss_gradient(
     _validate.floating_leaves(params=params)
     count = _validate.leading_axis(data=data)
     _validate.positive_integer(max_batches=max_batches, chunk_size=chunk_size)
-    loss = BatchLoss(batch_loss_fn, _validate.batch_loss(batch_loss_fn, params, data))
+    loss = BatchLoss(batch_loss_fn, _validate_batch_losses.batch_loss(batch_loss_fn, params, data))
     data = jax.tree.map(jnp.asarray, data)
     if num_draws is None:
-        _validate.none(key=key)
+        _validate_batch_losses.none(key=key)
         batches = _enumerated(design, count, max_batches)
     else:
         _validate.random_key(key=key)
@@ -155,7 +155,7 @@ def _enumerated(design: designs.Design, count: int, max_batches: int) -> Batches
     by_size: dict[int, list[tuple[list[int], float]]] = {}
     for probability, weights in design.support(count):
         if probability:
-            rows = _validate.members(getattr(design, "batch_size", None), weights=weights, design=design)
+            rows = _validate_batch_losses.members(getattr(design, "batch_size", None), weights=weights, design=design)
             by_size.setdefault(len(rows), []).append((rows, float(probability)))
     batches = [
         (np.array([rows for rows, _ in found]), np.array([probability for _, probability in found]))
@@ -188,7 +188,7 @@ def _summary(
     with jax.default_matmul_precision("highest"):
         full = _on_sub_batch(loss, params, data, jnp.arange(len(jax.tree.leaves(data)[0])), None)
         mean = _added([_weighted_mean(loss, params, data, *chunk) for chunk in chunks])
-        _validate.finite_values(batch_loss_fn=(full, mean))
+        _validate_batch_losses.finite_values(batch_loss_fn=(full, mean))
         parts = [_weighted_spread(loss, params, data, *chunk, mean) for chunk in chunks]
     losses, squares = _added([part[:2] for part in parts])
     norms = jnp.concatenate([part[2] for part in parts])

@@ -61,7 +61,7 @@ def exact(design: designs.Design, g: kernels.PerExampleGradients | moments.Gradi
     >>> round(float(exact(designs.Stratified([0, 0, 1, 1], [1, 1]), g).variance), 6)
     7.75
     """
-    population_size = g.count if isinstance(g, kernels.PerExampleGradients) else int(g.count)
+    population_size = g.count if isinstance(g, kernels.PerExampleGradients) else int(moments.of(g).count)
     covariance, mean_weights = design.weight_covariance(population_size), design.mean_weights(population_size)
     alike = bool(np.ptp(mean_weights) == 0)
     if alike and isinstance(covariance, designs.ExchangeableCovariance):

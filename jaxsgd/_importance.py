@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Float64, Int
 from jaxsgd import _validate, _validate_designs
 from jaxsgd._covariances import DiagonalCovariance, Number, Numbers
 from jaxsgd._law import (
+    MOST_DRAWS,
     FixedSizeDesign,
     WeightVector,
     as_array,
@@ -63,6 +64,7 @@ class Importance(FixedSizeDesign):
         """The M examples of one batch, shape (M,)."""
         _validate.random_key(key=key)
         self._check(population_size)
+        _validate.at_most(MOST_DRAWS, batch_size=self.batch_size)
         thresholds, others = _alias_table(self.probabilities)
         first, second = jax.random.split(key)
         drawn = jax.random.randint(first, (self.batch_size,), 0, population_size)

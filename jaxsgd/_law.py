@@ -23,6 +23,8 @@ from jaxsgd._covariances import Covariance, Number, Numbers
 WeightVector = tuple[Fraction, ...]
 Scale = Literal["mean", "sum", "total"]
 
+MOST_DRAWS = 2**31 - 1  # of one batch; laws know no limit
+
 
 @dataclass(frozen=True, repr=False)
 class SamplingDesign(ABC):

@@ -24,7 +24,7 @@ def with_replacement_variance(g_batch: kernels.PerExampleGradients) -> Float[Arr
         g_batch: the gradients of the batch, at least two.
 
     Raises:
-        ValueError: if there are fewer than two examples.
+        ValueError: if there are fewer than two examples, or a gradient is not finite.
 
     References:
         W. G. Cochran, *Sampling Techniques*, 3rd ed., Wiley 1977, section 2.8.
@@ -49,7 +49,7 @@ def without_replacement_variance(g_batch: kernels.PerExampleGradients, *, popula
 
     Raises:
         TypeError: if ``population_size`` is not an integer.
-        ValueError: if there are fewer than two examples, or more than N.
+        ValueError: if there are fewer than two examples, or more than N, or a gradient is not finite.
 
     References:
         W. G. Cochran, *Sampling Techniques*, 3rd ed., Wiley 1977, theorem 2.4.
@@ -87,8 +87,8 @@ def horvitz_thompson_variance(
 
     Raises:
         TypeError: if ``population_size`` is not an integer.
-        ValueError: if there are more than N examples, shapes do not match, or a probability is not in (0, 1]; where
-            some π_ij = 0 (systematic samples, contiguous blocks) there is no unbiased estimate.
+        ValueError: if there are more than N examples, shapes do not match, a gradient is not finite, or a probability
+            is not in (0, 1]; where some π_ij = 0 (systematic samples, contiguous blocks) there is no unbiased estimate.
 
     References:
         D. G. Horvitz and D. J. Thompson, J. Amer. Statist. Assoc. 47, 1952, doi:10.1080/01621459.1952.10483446.
@@ -164,7 +164,7 @@ def without_replacement_central_moments(g: kernels.PerExampleGradients, *, batch
 
     Raises:
         TypeError: if ``batch_size`` is not an integer.
-        ValueError: if N < 4, or M is not in 1..N.
+        ValueError: if N < 4, M is not in 1..N, or a gradient is not finite.
 
     References:
         P. V. Sukhatme, Sankhyā 6, 1944; for k ≤ 4 after L. Isserlis, Proc. R. Soc. A 132, 1931.
@@ -176,6 +176,7 @@ def without_replacement_central_moments(g: kernels.PerExampleGradients, *, batch
     >>> round(float(moments.third["b"]), 6), round(float(moments.fourth["b"]), 6)
     (-0.083333, 0.152006)
     """
+    kernels.require_finite(g)
     _validate.at_least(4, **{"the number of examples": g.count})
     _validate.positive_integer(batch_size=batch_size)
     _validate.batch_within_population(batch_size=batch_size, population_size=g.count)
@@ -193,6 +194,7 @@ def without_replacement_central_moments(g: kernels.PerExampleGradients, *, batch
 
 
 def _at_least_two(g_batch: kernels.PerExampleGradients) -> None:
+    kernels.require_finite(g_batch)
     _validate.at_least(2, **{"the number of examples": g_batch.count})
 
 
@@ -205,6 +207,7 @@ def _probabilities(
     g_batch: kernels.PerExampleGradients, inclusion: Any, joint: Any, population_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """π_i and π_ij in float64, with π_ii = π_i."""
+    kernels.require_finite(g_batch)
     _within(g_batch, population_size)
     _validate.vector(g_batch.count, inclusion_probabilities=inclusion)
     _validate.matrix(g_batch.count, joint_inclusion_probabilities=joint)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float64, Int
 
 from jaxsgd import _validate
 from jaxsgd._covariances import ExchangeableCovariance, Number
-from jaxsgd._law import FixedSizeDesign, WeightVector, WithinPopulation, centered_identity, subset_weights
+from jaxsgd._law import MOST_DRAWS, FixedSizeDesign, WeightVector, WithinPopulation, centered_identity, subset_weights
 
 _MAX_RATIONAL_TERMS = 10_000  # beyond, sums of powers are rounded rather than numbers of millions of digits
 
@@ -48,6 +48,7 @@ class WithReplacement(FixedSizeDesign):
         """The M examples of one batch, shape (M,); its first M' entries are a batch of size M'."""
         _validate.random_key(key=key)
         _validate.positive_integer(population_size=population_size)
+        _validate.at_most(MOST_DRAWS, batch_size=self.batch_size)
         return jax.random.randint(key, (self.batch_size,), 0, population_size)
 
     def draw_weights(self, population_size: int) -> Float64[np.ndarray, " n"]:

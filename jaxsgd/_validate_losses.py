@@ -70,6 +70,22 @@ def finite_at_start(loss: Any, loss_fn: Callable[..., Any], params: Any, data: A
     raise ValueError(f"the loss of all data must be finite at the start, got {np.ravel(loss)[0]}, and {what} is not")
 
 
+def finite_gradients(moments: Any, loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
+    """Raise, naming the first example and the parameter, unless some ``moments`` of all gradients are finite."""
+    leaves = jax.tree.leaves(moments)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or all(jnp.isfinite(leaf).all() for leaf in leaves):
+        return
+    gradient = jax.jit(jax.grad(loss_fn))
+    for example in range(len(jax.tree.leaves(batch)[0])):
+        found = gradient(params, jax.tree.map(lambda leaf, i=example: leaf[i], batch))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+            rows = np.asarray(leaf, np.float64).reshape(1, -1)
+            finite_rows(rows, path=jax.tree_util.keystr(path), examples=np.asarray([example]))
+    raise ValueError(
+        f"squared gradient norms overflow {leaves[-1].dtype}: scale the loss down, or use float64 parameters"
+    )
+
+
 def finite_rows(rows: np.ndarray, *, path: str, examples: np.ndarray) -> None:
     """Raise, naming example and parameter, unless the gradients of some examples, as rows, are finite."""
     for example, row in zip(examples, rows, strict=True):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxsgd import _set_functions, _validate, _validate_losses
+from jaxsgd import _set_functions, _validate, _validate_batch_losses, _validate_losses
 from jaxsgd._batch_losses import BatchLoss
 from jaxsgd._set_functions import Family, Fit
 from jaxsgd._subset_losses import Trial, example_rows, relative_size
@@ -214,17 +214,17 @@ def check_additivity(
     _validate.at_least(4, **{"the number of examples in batch": _validate.leading_axis(batch=batch)})
     if key is not None:
         _validate.random_key(key=key)
-    has_aux = _validate.batch_loss(batch_loss_fn, params, batch, key)
-    _validate.different_examples(batch=example_rows(batch))
+    has_aux = _validate_batch_losses.batch_loss(batch_loss_fn, params, batch, key)
+    _validate_batch_losses.different_examples(batch=example_rows(batch))
     params, batch = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), (params, batch))
     trial = Trial(BatchLoss(batch_loss_fn, has_aux), params, batch, key)
-    _validate.evaluated_somewhere(batch_loss_fn=len(trial.families), notes=trial.notes)
+    _validate_batch_losses.evaluated_somewhere(batch_loss_fn=len(trial.families), notes=trial.notes)
     first, second = trial.repeated()
-    _validate.reproducible(first=first, second=second, rounding=trial.unit)
+    _validate_batch_losses.reproducible(first=first, second=second, rounding=trial.unit)
     loss_rounding, gradient_rounding = trial.rounding
     if trial.notes:  # some subsets are left out
         _validate_losses.finite_on_batch(trial.loss, params, batch, key)
-    _validate.fine_enough(_COARSE, loss=loss_rounding, gradient=gradient_rounding)
+    _validate_batch_losses.fine_enough(_COARSE, loss=loss_rounding, gradient=gradient_rounding)
     return _diagnose(trial)
 
 

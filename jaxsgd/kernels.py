@@ -109,7 +109,12 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
     Args:
         g: concrete gradients; under a transformation, where values are unknown, nothing is checked.
         first_index: the index of the first example of ``g`` in the data, for the message.
+
+    Raises:
+        TypeError: if ``g`` is something else.
     """
+    if not isinstance(g, PerExampleGradients):
+        raise TypeError(f"g must be what per_example_gradients returns, got {_validate.describe(g)}")
     if isinstance(g.example_losses, jax.core.Tracer):
         return
     if jnp.isfinite(g.squared_norms()).all():

@@ -4,7 +4,7 @@ The alternative route for models that are too large, or written in a way that ha
 one direction are exact, from one forward pass; variances are estimated from backward passes with random signs, and
 carry their standard errors.
 
-Imports ``_factors``, ``_gradients`` and ``_validate`` only.
+Imports ``_factors``, ``_gradients``, ``_validate`` and ``_validate_losses`` only.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _validate
+from jaxsgd import _validate, _validate_losses
 from jaxsgd._factors import accumulated, accumulation_dtype, chunked, squared_norm
 from jaxsgd._gradients import Loss
 
@@ -74,8 +74,8 @@ def random_sign_moments(
         chunk_size: how many examples a pass takes at a time; all at once by default.
 
     Raises:
-        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`, for a ``key`` that is none, or if there are
-            fewer than two draws.
+        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`, for a ``key`` that is none, if there are
+            fewer than two draws, or a gradient is not finite.
 
     References:
         M. F. Hutchinson, "A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines",
@@ -93,7 +93,9 @@ def random_sign_moments(
     count = jax.tree.leaves(batch)[0].shape[0]
     chunk_size = count if chunk_size is None else chunk_size
     _validate.positive_integer(chunk_size=chunk_size)
-    return _random_sign_moments(loss_fn, num_draws, min(chunk_size, count), params, batch, key)
+    found = _random_sign_moments(loss_fn, num_draws, min(chunk_size, count), params, batch, key)
+    _validate_losses.finite_gradients((found.mean, found.trace_covariance), loss_fn, params, batch)
+    return found
 
 
 def inner_products(loss_fn: Loss, params: PyTree, batch: PyTree, direction: PyTree) -> Float[Array, " n"]:

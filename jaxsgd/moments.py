@@ -139,10 +139,13 @@ def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
     """The moments of per-example gradients that are at hand; moments are returned as they are.
 
     Raises:
+        TypeError: if ``g`` is neither.
         ValueError: if a gradient is not finite.
     """
     if isinstance(g, GradientMoments):
         return g
+    if not isinstance(g, kernels.PerExampleGradients):
+        raise TypeError(f"g must be per-example gradients or their moments, got {_validate.describe(g)}")
     m = _of(g, False)
     if not _is_finite(m):
         kernels.require_finite(g)

@@ -176,6 +176,7 @@ def two_batch_noise_scale(
     if population_size is not None:
         _validate.positive_integer(population_size=population_size)
         _validate.batch_within_population(batch_size=big_size, population_size=population_size)
+    _validate.finite_if_known(small_gradient=small_gradient, big_gradient=big_gradient)
     small, big = (_factors.squared_norm(gradient) for gradient in (small_gradient, big_gradient))
     c_small, c_big = (variance_factor(size, population_size) for size in (small_size, big_size))
     trace, signal = (small - big) / (c_small - c_big), (c_small * big - c_big * small) / (c_small - c_big)

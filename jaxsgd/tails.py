@@ -30,7 +30,7 @@ def stable_index(samples: Float[Array, "n ..."], *, block_size: int) -> Float[Ar
         block_size: K, at least 2.
 
     Raises:
-        ValueError: if n is no multiple of ``block_size``.
+        ValueError: if n is no multiple of ``block_size``, or a sample is not finite.
 
     References:
         M. Mohammadi, A. Mohammadpour, H. Ogata, "On estimating the tail index and the spectral measure of multivariate
@@ -44,6 +44,7 @@ def stable_index(samples: Float[Array, "n ..."], *, block_size: int) -> Float[Ar
     """
     _validate.at_least(2, block_size=block_size)
     _validate.multiple(block_size, **{"the number of samples": samples.shape[0]})
+    _validate.finite_if_known(samples=samples)
     rows = samples.reshape(samples.shape[0], -1)
     sums = rows.reshape(-1, block_size, rows.shape[1]).sum(axis=1)
     growth = _log_norms(sums).mean() - _log_norms(rows).mean()
@@ -60,6 +61,9 @@ def hill_index(samples: Float[Array, " n"], *, num_largest: int) -> Float[Array,
         samples: numbers, the k + 1 largest of which are positive.
         num_largest: k, less than n.
 
+    Raises:
+        ValueError: if k is not in 1..n−1, or a number is not finite.
+
     References:
         B. M. Hill, "A simple general approach to inference about the tail of a distribution", Ann. Statist. 3, 1975.
 
@@ -68,6 +72,7 @@ def hill_index(samples: Float[Array, " n"], *, num_largest: int) -> Float[Array,
     """
     _validate.positive_integer(num_largest=num_largest)
     _validate.at_most(samples.shape[0] - 1, num_largest=num_largest)
+    _validate.finite_if_known(samples=samples)
     largest = jnp.sort(samples)[::-1][: num_largest + 1]
     return num_largest / jnp.sum(jnp.log(largest[:-1] / largest[-1]))
 

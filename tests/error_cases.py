@@ -2,6 +2,7 @@
 
 import operator
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -45,6 +46,7 @@ ONE = jnp.asarray(1.0)
 G = measured(problems.line_fit())
 PAIR = measured(gradients_given([[1.0, 2.0], [3.0, 4.0]]))
 TWO_BY_TWO = jnp.ones((2, 2))
+NOT_FINITE = measured(gradients_given([1.0, np.nan]))
 LARGE = gradients_given([1.5e19, -1.5e19] * 2, jnp.float32)
 
 
@@ -496,6 +498,223 @@ REPORTS: list[Case] = [
         lambda *_: report.report(problems.line_fit(), key=0),
     ),
 ]
+
+
+def in_use(folder: Path) -> Any:
+    with _store.locked(folder / ".busy.npz.lock"):
+        return trained(checkpoint=folder / "busy.npz")
+
+
+def damaged_checkpoint(folder: Path) -> Any:
+    (folder / "run.npz").write_bytes(b"PK")
+    return trained(checkpoint=folder / "run.npz")
+
+
+def no_array_inside(folder: Path) -> Any:
+    with zipfile.ZipFile(folder / "a.npz", "w") as archive:
+        archive.writestr("notes.txt", "not an array")
+    return _store.read_arrays(folder / "a.npz")
+
+
+def random_loss() -> Any:
+    generator = np.random.default_rng(0)
+    return lambda p, x: jnp.sum(p * x) * generator.random()
+
+
+def remembering() -> Any:
+    """A loss that adds up what it returned before."""
+    seen: list[Any] = []
+
+    def loss(p: Any, x: Any) -> Any:
+        seen.append(jnp.sum(p * x) + sum(seen))
+        return seen[-1]
+
+    return loss
+
+
+def equinox_module(folder: Path, _: Any) -> Any:
+    import equinox as eqx
+
+    return gradients(lambda net, x: net(x)[0], eqx.nn.MLP(2, 1, 3, 1, key=KEY), TWO_BY_TWO)
+
+
+def undefined() -> Any:
+    """A batch loss that is not finite on some subsets, nor on the whole."""
+    return check(lambda t, b: jnp.mean(jnp.log(b["x"]) * t), batch={"x": jnp.asarray([-1.0, 1.0, 2.0, 3.0, 4.0])})
+
+
+UNSOUND: list[Case] = [
+    # Gradients, data and starts that are not finite.
+    *(
+        (ValueError, "gradients must be finite, got nan for example 1 in params", call)
+        for call in (
+            lambda *_: estimators.with_replacement_variance(NOT_FINITE),
+            lambda *_: estimators.without_replacement_variance(NOT_FINITE, population_size=9),
+            lambda *_: estimators.horvitz_thompson_variance(NOT_FINITE, jnp.ones(2), TWO_BY_TWO, population_size=3),
+            lambda *_: estimators.without_replacement_central_moments(NOT_FINITE, batch_size=1),
+            lambda *_: estimators.monte_carlo(designs.WithoutReplacement(1), NOT_FINITE, key=KEY, num_draws=2),
+            lambda *_: estimators.enumerate_batches(designs.WithoutReplacement(1), NOT_FINITE),
+            lambda *_: estimators.variance_curve(NOT_FINITE),
+            lambda *_: estimators.optimal_probabilities(NOT_FINITE),
+            lambda *_: jaxsgd.noise_scale(NOT_FINITE),
+            lambda *_: moments.of(NOT_FINITE),
+            lambda *_: jaxsgd.check_per_example(linear_loss, ONE, jnp.asarray([1.0, np.nan])),
+            lambda *_: model_agnostic.random_sign_moments(
+                linear_loss, ONE, jnp.asarray([1.0, np.nan]), key=KEY, num_draws=2
+            ),
+        )
+    ),
+    (
+        ValueError,
+        "gradients must be finite, got inf for example 0 in params",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, jnp.asarray([np.inf, 1.0])),
+    ),
+    (
+        ValueError,
+        "squared gradient norms overflow float32: scale the loss down, or use float64 parameters",
+        lambda *_: model_agnostic.random_sign_moments(*LARGE, key=KEY, num_draws=2),
+    ),
+    (
+        ValueError,
+        "the loss of all data must be finite at the start, got nan, and that of example 1 is not",
+        lambda *_: training.run_sgd(
+            *(linear_loss, ONE, jnp.asarray([1.0, np.nan]), optax.sgd(0.1), designs.WithReplacement(1), 2, KEY)
+        ),
+    ),
+    (
+        ValueError,
+        "batch_loss_fn must be finite, … on the whole batch, and batch['x'] itself is not, in example 2",
+        lambda *_: check(batch={"x": X["x"].at[2].set(jnp.inf)}),
+    ),
+    (
+        ValueError,
+        "batch_loss_fn must be finite, with a finite gradient, on the whole batch, got nan",
+        lambda *_: undefined(),
+    ),
+    (
+        ValueError,
+        "samples must be finite, got nan at (1,) in samples",
+        lambda *_: tails.hill_index(jnp.asarray([1.0, np.nan]), num_largest=1),
+    ),
+    (
+        ValueError,
+        "samples must be finite, got inf at (0,) in samples",
+        lambda *_: tails.stable_index(jnp.asarray([np.inf, 1.0]), block_size=2),
+    ),
+    (
+        ValueError,
+        "big_gradient must be finite, got nan at (1,) in big_gradient['a']",
+        lambda *_: jaxsgd.two_batch_noise_scale(
+            {"a": jnp.ones(2)}, {"a": jnp.asarray([1.0, np.nan])}, small_size=1, big_size=2
+        ),
+    ),
+    # Losses that are no functions of their arguments.
+    (
+        ValueError,
+        "loss_fn must give the same loss for the same arguments, got … and then … must come from a key",
+        lambda *_: jaxsgd.gradient_moments(random_loss(), ONE, jnp.ones(3)),
+    ),
+    (
+        ValueError,
+        "loss_fn must give the same loss for the same arguments, got … and then … must come from a key",
+        lambda *_: jaxsgd.check_per_example(random_loss(), ONE, jnp.ones(3)),
+    ),
+    (
+        ValueError,
+        "loss_fn must be a function of its arguments alone: it uses a value that an earlier call of it left behind",
+        lambda *_: jaxsgd.gradient_moments(remembering(), ONE, jnp.ones(3)),
+    ),
+    # Data and parameters of other kinds.
+    (TypeError, "params must be a pytree of arrays, but params.activation is … eqx.partition(", equinox_module),
+    (
+        TypeError,
+        "params must be real floating-point arrays, but params['n'] has dtype int64",
+        lambda *_: gradients(params={"n": jnp.arange(2)}),
+    ),
+    (
+        TypeError,
+        "data must be numbers, but data has dtype object",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, np.array([[1], [2]], object)),
+    ),
+    (
+        TypeError,
+        "data must be numbers, but data has dtype datetime64[s]",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, np.array([1, 2], "datetime64[s]")),
+    ),
+    (
+        TypeError,
+        "data must be numbers, but data has dtype [('a', '<f4')]",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, np.zeros(3, [("a", "f4")])),
+    ),
+    (
+        TypeError,
+        "data must be a pytree of arrays, but data[0] is 1.0 of type float",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, [1.0, 2.0]),
+    ),
+    (
+        ValueError,
+        "data must have at least one array, got None",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, None),
+    ),
+    (
+        ValueError,
+        "data must have equally many examples in every array, but data['x'] has 3, data['y'] has 2",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, {"x": np.ones(3), "y": np.ones(2)}),
+    ),
+    (
+        ValueError,
+        "loss_fn failed on one example (example['x']: (2,)): KeyError: 'z' … loss_fn takes ONE example",
+        lambda *_: gradients(lambda p, e: p * e["z"], batch={"x": TWO_BY_TWO}),
+    ),
+    (
+        ValueError,
+        "loss_fn failed on one example (example: (2,)): TypeError: mul got incompatible shapes",
+        lambda *_: gradients(params=jnp.ones(3), batch=TWO_BY_TWO),
+    ),
+    (
+        TypeError,
+        "loss_fn must return one scalar, got PyTreeDef(None) for one example",
+        lambda *_: gradients(lambda p, x: None),
+    ),
+    (
+        TypeError,
+        "g must be per-example gradients or their moments, got None of type NoneType",
+        lambda *_: estimators.exact(designs.WithReplacement(1), None),
+    ),
+    (
+        TypeError,
+        "g must be what per_example_gradients returns, got an array of shape (2, 2)",
+        lambda *_: estimators.monte_carlo(designs.WithReplacement(1), TWO_BY_TWO, key=KEY, num_draws=2),
+    ),
+    (
+        ValueError,
+        "batch_size must be at most 2147483647, got 1000000000000000000000000000000",
+        lambda *_: designs.WithReplacement(10**30).weights(KEY, 4),
+    ),
+    (TypeError, "num_steps must be an integer, got 3.0", lambda *_: trained(num_steps=3.0)),
+    (ValueError, "batch_size must be at least 1, got -1", lambda *_: designs.Reshuffling(-1)),
+    (
+        TypeError,
+        "key must be a key such as jax.random.key(0), got an array of shape (2,) and dtype uint32",
+        lambda *_: trained(key=jax.random.PRNGKey(0)),
+    ),
+    (TypeError, "key must be a key such as jax.random.key(0), got 'a' of type str", lambda *_: trained(key="a")),
+    # Files.
+    (ValueError, "checkpoint must not be in use by another run, got … busy.npz", lambda folder, _: in_use(folder)),
+    (
+        ValueError,
+        "run.npz is damaged: its 2 bytes … nothing is overwritten: to start anew, remove it",
+        lambda folder, _: damaged_checkpoint(folder),
+    ),
+    (ValueError, "its member notes.txt is not an array", lambda folder, _: no_array_inside(folder)),
+    (
+        ValueError,
+        "run.jsonl is damaged in line 2: b'{'",
+        lambda folder, _: list(tracking.read_json_lines(written(folder / "run.jsonl", b'{"step": 1}\n{\n'))),
+    ),
+    (FileNotFoundError, "none.jsonl", lambda folder, _: list(tracking.read_json_lines(folder / "none.jsonl"))),
+]
+
 
 CASES: list[Case] = [
     (ValueError, "batch_size must be at least 1, got 0", lambda *_: designs.WithReplacement(0)),
@@ -1288,4 +1507,5 @@ CASES: list[Case] = [
     *VARIANCE_REDUCTION,
     *TRAINING,
     *REPORTS,
+    *UNSOUND,
 ]
