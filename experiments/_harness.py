@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> int:
     name, flags = arguments[0], arguments[1:]
     if name not in [*stems(), *GROUPS]:
         close = difflib.get_close_matches(name, [*stems(), *GROUPS], n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"; did you mean {close[0]}?" if close else ":"
         print(f"there is no experiment {name!r}{hint} `python -m experiments` lists them", file=sys.stderr)
         return 2
     return run_group(name, flags) if name in GROUPS else attempt(name, flags)
@@ -170,6 +170,8 @@ def run(stem: str, flags: list[str]) -> str:
     """Run one experiment; return the closing line."""
     module = importlib.import_module(f"experiments.{stem}")
     config, options = parse(stem, module, flags)
+    if not 0 <= getattr(config, "seed", 0) < 2**32:
+        raise ValueError(f"--seed must be from 0 to {2**32 - 1}, got {config.seed}")
     base = options.folder / stem
     if options.redraw:
         from jaxsgd import _store

@@ -18,8 +18,8 @@ class Journal:
         if self.path.exists():
             try:
                 stored = json.loads(self.path.read_text(encoding="utf-8"))
-                self.done = stored["done"] if stored["flags"] == flags else {}
-            except (ValueError, TypeError, KeyError):  # damaged: begin anew
+                self.done = dict(stored["done"]) if stored["flags"] == flags else {}
+            except (ValueError, TypeError, KeyError, RecursionError):  # damaged: begin anew
                 self.done = {}
 
     def __contains__(self, stem: str) -> bool:

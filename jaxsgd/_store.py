@@ -16,12 +16,13 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 _SETTINGS = "settings of the record"
 _DIGEST = 64  # hexadecimal digits of SHA-256
+_LONGEST_END = 2**16 + 22  # bytes of the record at the end of an archive, with a comment
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -114,6 +115,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array, not an archive of named arrays")
             arrays = {name: archive[name] for name in archive.files}
+            count = _members(file)
+        if count not in (len(archive.files), 2**16 - 1):  # or too many for the field, and counted elsewhere
+            raise ValueError(f"it has {len(archive.files)} members, and says that it has {count}")
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
                 raise ValueError(f"its member {name} is not an array")
@@ -122,6 +126,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"there is no file {path}") from None
     except Exception as error:  # a damaged archive fails in as many ways as there are decoders
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+
+
+def _members(file: IO[bytes]) -> int:
+    """How many members an archive says at its end that it has; Python's reader does not compare."""
+    file.seek(-min(_LONGEST_END, os.fstat(file.fileno()).st_size), os.SEEK_END)
+    end = file.read()
+    at = end.rfind(b"PK\5\6")
+    return int.from_bytes(end[at + 10 : at + 12], "little")
 
 
 def pack_record(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> bytes:

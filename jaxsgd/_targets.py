@@ -153,4 +153,5 @@ def _described(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or "no message"
+    line = " ".join(str(error).split()) or "no message"
+    return line.encode(errors="backslashreplace").decode()  # a file's name may be no text

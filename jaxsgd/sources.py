@@ -141,7 +141,10 @@ def _as_array(leaf: Any) -> Any:
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        array = np.lib.format.open_memmap(path, mode="r")
+        if path.stat().st_size != array.offset + array.nbytes:  # there is no checksum; this much can be known
+            raise ValueError(f"its {path.stat().st_size} bytes are not the {array.shape} numbers that its header says")
+        return array
     except Exception as error:  # a damaged header fails in as many ways as there are parsers
         raise ValueError(f"{path} is not a readable .npy file: {error}") from error
 
@@ -188,18 +191,19 @@ class _Parquet:
             raise self._unreadable(error) from error
         if table.num_rows != self._starts[group + 1] - self._starts[group]:
             raise self._unreadable(ValueError(f"row group {group} has {table.num_rows} rows, not as many as it says"))
-        return {name: _column(name, table[name]) for name in table.column_names}
+        return {name: self._column(name, table[name]) for name in table.column_names}
+
+    def _column(self, name: str, column: Any) -> np.ndarray:
+        values = column.to_numpy()
+        if values.dtype == object:  # a list of numbers in every row
+            lengths = {np.size(value) for value in values}
+            if len(lengths) == 1:
+                values = np.stack([np.asarray(value) for value in values])
+        if values.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{self._path}: column {name} must hold numbers, or equally many in every row, got {column.type}"
+            )
+        return values
 
     def _unreadable(self, error: Exception) -> ValueError:
         return ValueError(f"{self._path} is not a readable .parquet file: {error}")
-
-
-def _column(name: str, column: Any) -> np.ndarray:
-    values = column.to_numpy()
-    if values.dtype == object:  # a list of numbers in every row
-        lengths = {np.size(value) for value in values}
-        if len(lengths) == 1:
-            values = np.stack([np.asarray(value) for value in values])
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"column {name} must hold numbers, or equally many in every row, got {column.type}")
-    return values

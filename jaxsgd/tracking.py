@@ -107,8 +107,11 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, float]]]:
     *lines, _ = Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
-            scalars = {name: float(value) for name, value in json.loads(line).items()}
-            step = int(scalars.pop("step"))
+            scalars = json.loads(line)
+            step = scalars.pop("step")
+            if type(step) is not int:  # a truth value is an integer, too
+                raise ValueError("no step")
+            scalars = {name: _number(value) for name, value in scalars.items()}
         except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} is damaged in line {number}: {line[:80]!r}") from error
         yield step, scalars
@@ -145,6 +148,13 @@ class TensorBoardWriter(_Closing):
 def _plain(value: Any) -> float | str:
     number = float(value)
     return number if math.isfinite(number) else str(number)
+
+
+def _number(value: Any) -> float:
+    """What :func:`_plain` wrote; neither other words nor truth values."""
+    if isinstance(value, bool) or (isinstance(value, str) and value not in ("inf", "-inf", "nan")):
+        raise ValueError("no number")
+    return float(value)
 
 
 def _length_of_whole_lines(path: Path) -> int:

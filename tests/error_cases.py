@@ -1,10 +1,12 @@
 """Every way to be refused by the package, with the message: the argument, its value and the rule."""
 
 import operator
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -510,6 +512,23 @@ def damaged_checkpoint(folder: Path) -> Any:
     return trained(checkpoint=folder / "run.npz")
 
 
+def one_hidden(folder: Path, _: Any) -> Any:
+    """The directory at the end says that the comment of its first entry, which has none, is as long as the second."""
+    content = bytearray(_store.pack_arrays({"a": np.ones(1), "b": np.ones(1)}))
+    first, second = (at.start() for at in re.finditer(b"PK\1\2", content))
+    content[first + 32] = content.find(b"PK\5\6") - second
+    return _store.read_arrays(written(folder / "a.npz", bytes(content)))
+
+
+def one_byte_more(folder: Path, _: Any) -> Any:
+    np.save(folder / "a.npy", np.ones(3))
+    return sources.load(written(folder / "a.npy", (folder / "a.npy").read_bytes() + b"0"))
+
+
+def damaged_line(content: bytes, folder: Path, _: Any) -> Any:
+    return list(tracking.read_json_lines(written(folder / "run.jsonl", content + b"\n")))
+
+
 def no_array_inside(folder: Path) -> Any:
     with zipfile.ZipFile(folder / "a.npz", "w") as archive:
         archive.writestr("notes.txt", "not an array")
@@ -707,6 +726,17 @@ UNSOUND: list[Case] = [
         lambda folder, _: damaged_checkpoint(folder),
     ),
     (ValueError, "its member notes.txt is not an array", lambda folder, _: no_array_inside(folder)),
+    (ValueError, "a.npz is not a readable .npz file: it has 1 members, and says that it has 2", one_hidden),
+    (ValueError, "a.npy is not a readable .npy file: its 153 bytes are not the (3,) numbers that", one_byte_more),
+    *(
+        (ValueError, "run.jsonl is damaged in line 1: ", partial(damaged_line, content))
+        for content in (
+            b'{"step": 1.5}',
+            b'{"step": true}',
+            b'{"step": 1, "loss": true}',
+            b'{"step": 1, "loss": "1_0"}',
+        )
+    ),
     (
         ValueError,
         "run.jsonl is damaged in line 2: b'{'",
