@@ -6,6 +6,7 @@ shown as it is, with its traceback.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,6 +127,8 @@ def _require_folder(path: Path) -> None:
     above = next(each for each in (path, *path.absolute().parents) if each.exists())
     if not above.is_dir():
         raise Refusal(f"--out must be a folder, and {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise Refusal(f"--out must be a folder that can be written to, and {above} is not")
 
 
 def _is_about_the_input(error: Exception) -> bool:

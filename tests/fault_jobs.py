@@ -100,6 +100,26 @@ def experiment(folder: Path) -> None:
         sys.exit(status)
 
 
+def line():
+    """A problem to report on."""
+    from jaxsgd import problems
+
+    return problems.line_fit()
+
+
+def report(folder: Path) -> None:
+    """A report on four examples, with all its figures; the result is every file of it."""
+    import numpy as np
+
+    from jaxsgd import _command_line, _store
+
+    status = _command_line.main(["report", f"{__file__}:line", "--out", str(folder / "report")])
+    if status:
+        sys.exit(status)
+    files = {path.name: np.frombuffer(path.read_bytes(), np.uint8) for path in sorted((folder / "report").iterdir())}
+    _store.write_bytes(folder / "result.npz", _store.pack_arrays(files))
+
+
 def fork(job: str, folder: Path) -> int:
     pid = os.fork()
     if pid:
@@ -127,6 +147,7 @@ def fork(job: str, folder: Path) -> int:
 
 
 def main() -> None:
+    import matplotlib.figure  # noqa: F401
     import optax  # noqa: F401
     import xarray  # noqa: F401
 

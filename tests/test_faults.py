@@ -14,7 +14,10 @@ import resource
 import signal
 import subprocess
 import time
+from pathlib import Path
+from typing import ClassVar
 
+import fault_jobs
 import jax
 import numpy as np
 import optax
@@ -22,7 +25,7 @@ import pytest
 from fault_jobs import CELLS, RECORD_EVERY, STEPS, Nursery
 from registry import network
 
-from jaxsgd import _store, designs, sweeps, tracking, training
+from jaxsgd import _command_line, _report_figures, _store, designs, report, sweeps, tracking, training
 
 KEY = jax.random.key(0)
 PROBLEM, OPTIMIZER = network(), optax.sgd(0.1)  # the same in all tests, compiled once
@@ -118,6 +121,23 @@ class Runs:
         assert self.step <= step_saved(self.folder) == STEPS
 
 
+class Reports:
+    """Whatever is there of a report is whole, and that of a report that was not killed."""
+
+    job = "report"
+    truth: ClassVar[dict] = {}
+
+    def __init__(self, folder):
+        self.folder = folder / "report"
+
+    def check(self):
+        for path in self.folder.glob("[!.]*"):
+            assert path.read_bytes() == self.truth[path.name].tobytes(), f"{path.name} is not whole"
+
+    def check_end(self):
+        assert {path.name for path in self.folder.iterdir()} == self.truth.keys()
+
+
 def killed(nursery, undisturbed, subject, folder, count, how=signal.SIGKILL):
     """Kill jobs at random moments and start them again, until ``count`` were killed; how often one was finished.
 
@@ -154,6 +174,27 @@ def killed(nursery, undisturbed, subject, folder, count, how=signal.SIGKILL):
 @pytest.mark.parametrize("subject", [Sweeps, Runs])
 def test_killed_at_random_moments(nursery, undisturbed, subject, tmp_path):
     assert killed(nursery, undisturbed, subject, tmp_path, 3) >= 1
+
+
+@pytest.fixture
+def reports(undisturbed, monkeypatch, tmp_path):
+    """The subject that knows what a whole report is."""
+    (tmp_path / "truth.npz").write_bytes(undisturbed("report")[0])
+    monkeypatch.setattr(Reports, "truth", _store.read_arrays(tmp_path / "truth.npz"))
+    return Reports
+
+
+def test_a_report_killed_at_a_random_moment(nursery, undisturbed, reports, tmp_path):
+    assert killed(nursery, undisturbed, reports, tmp_path, 1) == 1
+    assert reports.truth.keys() >= {"report.html", "report.json", "variance.npz"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_report_killed_fifty_times(nursery, undisturbed, reports, how, tmp_path, capsys):
+    finished = killed(nursery, undisturbed, reports, tmp_path, 50, how)
+    with capsys.disabled():
+        print(f"\n{how.name} at random moments, report: 50 times, {finished} finished, half-written files: 0")
 
 
 @pytest.mark.slow
@@ -344,6 +385,41 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(kind, tmp_path):
         assert dict(tracking.read_json_lines(folder / "run.jsonl")).keys() == {0, 3, 6, 9, 12}
 
 
+def reported(folder, capsys):
+    """The exit status of a report on a tiny problem, and what it said of an error."""
+    capsys.readouterr()
+    status = _command_line.main(["report", f"{Path(fault_jobs.__file__)}:line", "--out", str(folder)])
+    return status, capsys.readouterr().err
+
+
+@pytest.fixture
+def one_figure(monkeypatch):
+    """Two large files for all figures, which take seconds to draw."""
+    drawn = {kind: bytes(20_000) for kind in ("png", "pdf")} | {"svg": b"<svg/>"}
+    name = next(iter(_report_figures.FIGURES))
+    monkeypatch.setattr(_report_figures, "draw_all", lambda found, kinds: {name: drawn})
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("kind", FULL)
+def test_a_report_on_a_full_disk_is_one_line_and_a_rerun_is_whole(kind, tmp_path, capsys, one_figure):
+    """The page is written last, so it is not there, or that of the report before."""
+    (tmp_path / "disk").mkdir()
+    assert reported(tmp_path / "truth", capsys) == (0, "")
+    truth = {path.name: path.read_bytes() for path in (tmp_path / "truth").iterdir()}
+    with FULL[kind][0](tmp_path / "disk", 32_768 if kind == "disk" else 19_000) as folder:
+        status, said = reported(folder, capsys)
+        assert (status, said.count("\n")) == (1, 1)
+        assert said.startswith(f"error: {folder}/{next(iter(_report_figures.FIGURES))}.")
+        assert said.endswith(f": {os.strerror(FULL[kind][1])}\n")
+        assert {path.name: path.read_bytes() for path in folder.iterdir()}.items() <= truth.items()
+        assert not (folder / "report.html").exists()
+        if kind == "disk":
+            subprocess.run(["mount", "-o", "remount,size=1m", str(folder)], check=True)
+            assert reported(folder, capsys) == (0, "")
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == truth
+
+
 # Folders that cannot be written to.
 
 
@@ -379,6 +455,18 @@ def test_nothing_is_computed_that_could_not_be_written(place, tmp_path):
             _store.write_bytes(folder / "x", b"content")
         with pytest.raises(OSError, match="out"):
             tracking.JSONLinesWriter(folder / "run.jsonl")
+
+
+@pytest.mark.parametrize("place", [read_only, a_file_in_its_place])
+def test_a_report_that_could_not_be_written_is_refused_before_any_work(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "report", lambda *_, **__: pytest.fail("it was computed"))
+    (tmp_path / "out").mkdir()
+    with place(tmp_path / "out") as folder:
+        for path in (folder, folder / "new"):
+            status, said = reported(path, capsys)
+            assert (status, said.count("\n")) == (1, 1)
+            assert said.startswith("error: ")
+            assert "out" in said
 
 
 # Damaged files.
