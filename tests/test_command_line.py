@@ -243,7 +243,7 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch) -> None:
 
     monkeypatch.setattr(_store.os, "fsync", full)
     assert main(["report", "nets:make_problem", "--out", "out"]) == 1
-    assert capsys.readouterr().err == "error: writing: No space left on device\n"
+    assert capsys.readouterr().err == "error: out/variance.npz: No space left on device\n"
     assert list(Path("out").iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """Every `raise` of the package is reached, and says which argument, which value and which rule.
 
-The cases are in ``error_cases``. The last test reads the package, and fails if no case reaches some `raise`.
+The cases are in ``errors_of_…``, one module for each subject. The last test reads the package, and fails if no case
+reaches some `raise`.
 """
 
 import ast
@@ -11,7 +12,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from error_cases import CASES, Case, linear_loss
+from error_cases import CASES, Case
+from registry import linear_loss
 
 import jaxsgd
 
@@ -69,7 +71,7 @@ def test_every_raise_statement_is_reached(tmp_path: Path) -> None:
     places = raise_statements()
     assert len(set(places.values())) > 30
     missed = set(places.values()).difference(*(reached(case, tmp_path, places) for case in CASES))
-    assert not missed, f"no case in error_cases reaches the raise at {', '.join(sorted(missed))}"
+    assert not missed, f"no case of errors_of_… reaches the raise at {', '.join(sorted(missed))}"
 
 
 def test_shapes_are_checked_under_jit() -> None:
