@@ -1,10 +1,12 @@
 """A round over all experiments that was interrupted, or in which one failed, redoes only what is missing."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from experiments import _harness
+from experiments._journal import Journal
 
 STEMS = ["first", "second", "third"]
 
@@ -78,6 +80,12 @@ def test_other_flags_begin_anew(rounds):
 def test_a_damaged_journal_is_not_believed(rounds, tmp_path, content):
     journal(tmp_path).write_text(content)
     assert rounds() == (0, STEMS)
+
+
+@pytest.mark.parametrize("done", [3, None, "first", ["first"], {"first": 1}])
+def test_a_journal_with_other_values_is_not_believed(tmp_path, done):
+    journal(tmp_path).write_text(json.dumps({"flags": ["all"], "done": done}))
+    assert "first" not in Journal(tmp_path, ["all"])
 
 
 def test_flags_of_one_experiment_are_refused(capsys):
