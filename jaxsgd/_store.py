@@ -93,12 +93,17 @@ def _remove_if_left_behind(path: Path) -> None:
 def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
     """The content of an ``.npz`` file: the same bytes for the same arrays."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive = zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED)
+    try:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, whenever it is written
             entry.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(entry, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+        archive.close()
+    except BaseException:
+        archive.fp = None  # closed as it is: after an interruption it may refuse to be, and hide that
+        raise
     return buffer.getvalue()
 
 

@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import time
+import zipfile
 from pathlib import Path
 from typing import ClassVar
 
@@ -114,11 +115,16 @@ class Runs:
         assert step >= self.step, "a checkpoint is lost"
         self.step = step
         if step >= 0:
-            logged = [at for at, _ in tracking.read_json_lines(self.folder / "run.jsonl")]
-            assert set(range(0, step + 1, RECORD_EVERY)) <= set(logged), "a record is lost"
+            recorded = _store.read_record(self.folder / "run.npz")["steps"].tolist()
+            assert recorded in (list(range(0, step, RECORD_EVERY)), list(range(0, step + 1, RECORD_EVERY)))
+            assert set(recorded) <= self.logged(), "a record is lost"
+
+    def logged(self):
+        return {at for at, _ in tracking.read_json_lines(self.folder / "run.jsonl")}
 
     def check_end(self):
         assert self.step <= step_saved(self.folder) == STEPS
+        assert self.logged() == set(range(0, STEPS + 1, RECORD_EVERY))
 
 
 class Reports:
@@ -255,6 +261,17 @@ class Interrupting:
 
     def __call__(self, *_):
         raise KeyboardInterrupt
+
+
+def test_interrupted_while_packing(monkeypatch):
+    """Catches an archive that cannot be closed, and says so in place of the interruption."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zipfile, "_get_compressor", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _store.pack_arrays({"a": np.ones(3)})
 
 
 def test_interrupted_after_the_renaming(tmp_path, monkeypatch):
