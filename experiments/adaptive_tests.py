@@ -136,10 +136,8 @@ def grow(problem: jaxsgd.Problem, rule: str, config: Config, optimizer: Any, key
     params, size, sizes, losses = problem.params, 8, [], []
     for number in range(config.num_rounds):
         round_key = jax.random.fold_in(key, number)
-        design = designs.WithoutReplacement(size)
-        chosen = design.indices(jax.random.fold_in(round_key, 1), N)
-        g = jaxsgd.per_example_gradients(problem.loss_fn)(params, {k: v[chosen] for k, v in problem.data.items()})
-        if asked_by(rule, batch_size.gradient_tests(g)) > size:
+        tests = _tests(problem.loss_fn, size, params, problem.data, jax.random.fold_in(round_key, 1))
+        if asked_by(rule, tests) > size:
             size = min(2 * size, N)
         result = training.run_sgd(
             problem.loss_fn,
@@ -154,6 +152,14 @@ def grow(problem: jaxsgd.Problem, rule: str, config: Config, optimizer: Any, key
         sizes.append(size)
         losses.append(float(result.metrics["loss"][-1]))
     return {"sizes": np.array(sizes), "losses": np.array(losses)}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _tests(loss_fn: Any, size: int, params: PyTree, data: PyTree, key: Array) -> batch_size.GradientTests:
+    """The statistics of one batch of different examples."""
+    chosen = designs.WithoutReplacement(size).indices(key, len(jax.tree.leaves(data)[0]))
+    g = jaxsgd.per_example_gradients(loss_fn)(params, jax.tree.map(lambda leaf: leaf[chosen], data))
+    return batch_size.gradient_tests(g)
 
 
 def asked_by(rule: str, tests: batch_size.GradientTests) -> float:

@@ -106,23 +106,34 @@ def compute(config: Config) -> dict[str, np.ndarray]:
     """Relative biases of both forms at every batch size."""
     rows = []
     for M in progress(config.batch_sizes, "batch size"):
-        rows += [("biased", name, M, relative_bias(loss, M)) for name, loss in biased().items()]
-        rows += [
-            ("unbiased", name, M, relative_bias(loss, M, full=unbiased(N)[name])) for name, loss in unbiased(M).items()
-        ]
+        for form, at_all, at_size in (("biased", biased(), biased()), ("unbiased", unbiased(N), unbiased(M))):
+            rows += [(form, name, M, bias) for name, bias in relative_biases(at_size, M, at_all).items()]
     names = ("form", "loss", "batch_size", "bias")
     return {name: np.array([row[i] for row in rows]) for i, name in enumerate(names)}
 
 
-def relative_bias(loss: Loss, M: int, full: Loss | None = None) -> float:
-    """E ∇L(B)/∇L(all) − 1 over all batches; NaN where a batch of one has no loss."""
+def relative_biases(losses: dict[str, Loss], M: int, full: dict[str, Loss]) -> dict[str, float]:
+    """E ∇L(B)/∇L(all) − 1 over all batches, of every loss; NaN where a batch of this size has no loss."""
     data = {name: jnp.asarray(values) for name, values in DATA.items()}
-    theta = jnp.asarray(THETA)
-    whole = float(jax.grad(full or loss)(theta, data))
-    if M == 1 and not np.isfinite(float(jax.grad(loss)(theta, {name: values[:1] for name, values in data.items()}))):
-        return float("nan")
-    found = estimators.batch_loss_gradient(loss, theta, data, designs.WithoutReplacement(M))
-    return float(found.mean) / whole - 1
+    first, whole = gradients(losses, {name: values[:M] for name, values in data.items()}), gradients(full, data)
+    defined = {name: loss for name, loss in losses.items() if np.isfinite(first[name])}
+    found = estimators.batch_loss_gradient(total(defined), thetas(defined), data, designs.WithoutReplacement(M))
+    return {name: float(found.mean[name]) / whole[name] - 1 if name in defined else float("nan") for name in losses}
+
+
+def total(losses: dict[str, Loss]) -> Loss:
+    """The sum of losses, each of a θ of its own: its gradient is that of every one of them, compiled together."""
+    return lambda thetas, batch: sum(loss(thetas[name], batch) for name, loss in losses.items())
+
+
+def thetas(losses: dict[str, Loss]) -> dict[str, Any]:
+    """The same θ for every loss."""
+    return {name: jnp.asarray(THETA) for name in losses}
+
+
+def gradients(losses: dict[str, Loss], batch: Any) -> dict[str, float]:
+    """dL/dθ of every loss."""
+    return {name: float(value) for name, value in jax.jit(jax.grad(total(losses)))(thetas(losses), batch).items()}
 
 
 def check(results: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -15,6 +15,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What one worker has compiled, the others and later runs of the tests need not: `--cache-clear` forgets it."""
+    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")  # half-written
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture
 def without_type_checks() -> Iterator[None]:
     """The package as its users run it: wrong arguments reach its own checks."""

@@ -6,13 +6,14 @@ covariance in place of a Gram matrix), repeated rows, equal rows (a variance bel
 shape, data that are not floats, one example only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxsgd import PerExampleGradients, designs, per_example_gradients, problems
 from jaxsgd.problems import Problem
@@ -103,6 +104,11 @@ def measured(problem: Problem) -> PerExampleGradients:
 def skewed(*shape: int, seed: int = 0) -> np.ndarray:
     """Asymmetric numbers of mean 1/2."""
     return np.random.default_rng(seed).exponential(size=shape) - 0.5
+
+
+def quick(names: Iterable[str], chosen: Collection[str]) -> list[Any]:
+    """Parameters of a test of which the chosen ones stay in `make test`."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def take(problem: Problem, rows: Any) -> Problem:

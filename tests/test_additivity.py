@@ -210,6 +210,10 @@ LOSSES: dict[str, dict[str, Loss]] = {
 }
 CASES = [(kind, name) for kind, losses in LOSSES.items() for name in losses]
 every_loss = pytest.mark.parametrize(("kind", "name"), CASES)
+EXAMPLES = {
+    *("squares", "pmean", "with_penalty", "weights_and_penalty", "token_mean", "dice", "product_of_means", "variance"),
+    *("batch_norm", "max", "mean_and_detached_max"),
+}
 
 
 @functools.cache
@@ -217,7 +221,9 @@ def checked(kind: str, name: str) -> Additivity:
     return check_additivity(LOSSES[kind][name], params(), batch())
 
 
-@every_loss
+@pytest.mark.parametrize(
+    ("kind", "name"), [pytest.param(*case, marks=[] if case[1] in EXAMPLES else pytest.mark.slow) for case in CASES]
+)
 def test_kind(kind: str, name: str) -> None:
     result = checked(kind, name)
     assert result.kind == kind, result

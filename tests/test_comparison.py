@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from registry import EX_B, LAWS, PROBLEMS, gradients_given, measured, skewed, take
+from registry import EX_B, LAWS, PROBLEMS, gradients_given, measured, quick, skewed, take
 from twins import assert_close, flat
 
 from jaxsgd import _importance, designs, estimators, moments, problems
 
 G = measured(gradients_given(EX_B))
+OF_EACH_KIND = {"hajek_skip", "stratified", "importance", "reshuffling", "circular_blocks", "groups_realized", "total"}
+TO_MERGE = ["without_replacement", "poisson", "hajek_skip", "groups_realized", "total"]
 
 
 def test_the_table_has_the_numbers_of_the_functions() -> None:
@@ -77,8 +79,8 @@ def test_neyman_without_any_deviation_is_proportional() -> None:
     assert designs.Stratified.neyman(strata, [9.0, 0.0], 5).batch_sizes == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["without_replacement", "poisson", "hajek_skip", "groups_realized", "total"])
-@pytest.mark.parametrize("cut", [2, 13, 38])
+@pytest.mark.parametrize("name", quick(TO_MERGE, {"without_replacement", "hajek_skip"}))
+@pytest.mark.parametrize("cut", [13, pytest.param(2, marks=pytest.mark.slow), pytest.param(38, marks=pytest.mark.slow)])
 def test_two_parts_merged_equal_the_whole(name: str, cut: int) -> None:
     """Catches draws that are used twice, and variances averaged without the distance of the means."""
     g, key, design = measured(PROBLEMS["tanh_network"]()), jax.random.key(30), LAWS[name](7)
@@ -111,7 +113,7 @@ def test_merging_is_associative() -> None:
         assert_close(merged.standard_error, whole.standard_error, atol=1e-13 * float(whole.variance))
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", quick(LAWS, OF_EACH_KIND))
 def test_monte_carlo_of_every_law(name: str) -> None:
     """Against the exact estimate, in standard errors known from the support; 1.2 times the variance is rejected."""
     design = LAWS[name](6)

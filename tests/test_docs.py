@@ -50,6 +50,7 @@ def run(*arguments: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_doctests_as_a_reader_runs_them() -> None:
     """In float32 and with JAX's defaults. Catches an output that holds under the tests' switches only."""
     run("-c", AS_A_READER, *(f"jaxsgd.{name}" for name in MODULES))

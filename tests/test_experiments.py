@@ -9,17 +9,37 @@ import sys
 import numpy as np
 import pytest
 from controls import CONTROLS
+from registry import quick
 
 from experiments import _harness
+from jaxsgd import _store
 
 STEMS = _harness.stems()
+FAST = {  # to run; of the others, what is stored is checked by `make test`
+    *("variance_vs_batch_size", "autodiff_at_kinks", "error_surface", "exchange", "gradient_of_mean", "population"),
+    *("shuffling", "stationary_noise", "unbiasedness", "nonadditive_losses"),
+}
 HEADLINE = "variance_vs_batch_size"
 SMALL = ["--max-examples", "12", "--hidden", "3", "--batch-size", "4", "--steps", "1", "2", "--num-draws", "400"]
 
 
+def confirms_its_claim_and_nothing_less(stem, results):
+    """Every change in CONTROLS is found out by ``check``."""
+    module = importlib.import_module(f"experiments.{stem}")
+    module.check(results)
+    for array, change, message in CONTROLS[stem]:
+        with pytest.raises(_harness.UnconfirmedError, match=message):
+            module.check(results | {array: change(results[array])})
+
+
 @pytest.mark.parametrize("stem", STEMS)
-def test_confirms_its_claim_and_nothing_less(stem, tmp_path):
-    """Quick run, four files, the same bytes when drawn again; every change in CONTROLS is found out by ``check``."""
+def test_what_is_stored_confirms_the_claim_and_nothing_less(stem):
+    confirms_its_claim_and_nothing_less(stem, _store.read_arrays(_harness.FIGURES / f"{stem}.npz"))
+
+
+@pytest.mark.parametrize("stem", quick(STEMS, FAST))
+def test_quick_run_confirms_the_claim_and_nothing_less(stem, tmp_path):
+    """Four files, the same bytes when drawn again."""
     assert _harness.main([stem, "--quick", "--out", str(tmp_path)]) == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert before.keys() == {f"{stem}{kind}" for kind in (".png", ".pdf", ".npz", ".json")}
@@ -28,14 +48,7 @@ def test_confirms_its_claim_and_nothing_less(stem, tmp_path):
     assert {"config", "findings", "seconds", "device", "versions"} <= record.keys()
     assert _harness.main([stem, "--redraw", "--out", str(tmp_path)]) == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-    module = importlib.import_module(f"experiments.{stem}")
-    with np.load(tmp_path / f"{stem}.npz") as stored:
-        results = dict(stored)
-    module.check(results)
-    for array, change, message in CONTROLS[stem]:
-        with pytest.raises(_harness.UnconfirmedError, match=message):
-            module.check(results | {array: change(results[array])})
+    confirms_its_claim_and_nothing_less(stem, _store.read_arrays(tmp_path / f"{stem}.npz"))
 
 
 @pytest.mark.parametrize("stem", STEMS)

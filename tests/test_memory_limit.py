@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import MODELS
+from registry import quick
 from test_trace import assert_close, case, flat, statistics
 
 import jaxsgd
@@ -22,10 +23,10 @@ def check_against_loop(found: dict[str, Any], name: str) -> None:
         assert_close(flat(found[statistic]), flat(expected[statistic]), max(scale**power, 1e-12) * rows.shape[1])
 
 
+@pytest.mark.parametrize("chunk_size", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 3, 4))])
 @pytest.mark.parametrize(
-    "chunk_size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow), 4]
+    "name", quick(["tanh", "conv_same", "embedding", "weight_normalized", "partly_frozen"], {"conv_same", "embedding"})
 )
-@pytest.mark.parametrize("name", ["tanh", "conv_same", "embedding", "weight_normalized", "partly_frozen"])
 def test_streamed_statistics_equal_the_kept(name: str, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a chunk that is dropped or counted twice, a chunk's mean in place of the mean, a wrong last chunk."""
     loss_fn, params, batch, _ = MODELS[name]()

@@ -48,7 +48,9 @@ def loss_as_in_pytorch(weights, x, y):
     return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], axis=1).mean()
 
 
-@pytest.mark.parametrize("problem", [small_cnn(), _models.mlp((6, 8, 3), 5)], ids=["CNN", "MLP"])
+@pytest.mark.parametrize(
+    "problem", [pytest.param(small_cnn(), marks=pytest.mark.slow), _models.mlp((6, 8, 3), 5)], ids=["CNN", "MLP"]
+)
 def test_layout(problem):
     """Catches a transposed kernel, a flattening in another order, and a mapping back that is not the inverse."""
     loss_fn, *rest = problem

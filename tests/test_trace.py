@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import transformers  # noqa: F401 - registers its models
 from models import MODELS, QUICK
+from registry import quick
 
 import jaxsgd
 from jaxsgd import _dense
@@ -78,10 +79,10 @@ def case(name):
     return statistics(loss_fn, params, batch), *losses_and_rows_by_loop(loss_fn, params, batch)
 
 
-SLOW = {"gpt", *frameworks.NAMES} - {"equinox_gru", "haiku_lstm", "nnx_cnn"}  # to compile
+SLOW = {"gpt", "gpt_scanned", *frameworks.NAMES} - {"haiku_lstm"}  # to compile
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MODELS])
+@pytest.mark.parametrize("name", quick(MODELS, MODELS.keys() - SLOW))
 def test_statistics_equal_the_loop(name):
     found, losses, rows = case(name)
     _, params, _, _ = MODELS[name]()
@@ -105,7 +106,7 @@ def test_statistics_equal_the_loop(name):
     assert_close(flat(found["scaled_mean"]), WEIGHTS @ rows / len(rows), largest)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", quick(MODELS, MODELS.keys() - {"nnx_transformer", "equinox_cnn"}))
 def test_stays_factored_and_explains(name):
     loss_fn, params, batch, dense = MODELS[name]()
     g = jax.eval_shape(jaxsgd.per_example_gradients(loss_fn), params, batch)
@@ -119,7 +120,9 @@ def test_stays_factored_and_explains(name):
             assert isinstance(base, _dense.Dense) == any(f"/{part}/" in place for part in dense), g.explain()
 
 
-@pytest.mark.parametrize("name", ["tanh", "conv_same", "scan_over_layers", "embedding", "recurrent"])
+@pytest.mark.parametrize(
+    "name", quick(["tanh", "conv_same", "scan_over_layers", "embedding", "recurrent"], {"conv_same", "recurrent"})
+)
 def test_under_jit_and_vmap(name):
     loss_fn, params, batch, _ = MODELS[name]()
 

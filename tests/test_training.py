@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 from own_designs import Bernoulli as OwnBernoulli
-from registry import LAWS, PROBLEMS, classifier, network
+from registry import LAWS, PROBLEMS, classifier, network, quick
 
 from jaxsgd import designs, monitors, problems, tracking, training
 from jaxsgd._draws import Epochs, Gathered, Weighted, draws_of
@@ -97,14 +97,7 @@ def by_weights(problem, design, optimizer, num_steps, key=KEY):
     return params
 
 
-OF_EACH_KIND = {
-    *("with_replacement", "importance", "total", "reshuffling", "reshuffling_short_batch"),
-    *("bernoulli", "poisson_realized_skip", "stratified", "sum"),
-}
-
-
-def quick(names, chosen):
-    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]
+OF_EACH_KIND = {"with_replacement", "importance", "reshuffling_short_batch", "poisson_realized_skip", "stratified"}
 
 
 @pytest.mark.parametrize("name", quick(LAWS, OF_EACH_KIND))
@@ -185,7 +178,7 @@ OPTIMIZERS = {
 
 
 @with_optax
-@pytest.mark.parametrize("name", quick(OPTIMIZERS, {"adamw", "accumulated", "noisy"}))
+@pytest.mark.parametrize("name", quick(OPTIMIZERS, {"adamw", "accumulated"}))
 def test_any_optimizer(name) -> None:
     optimizer = OPTIMIZERS[name]
     optimizer = optimizer.gradient_transformation() if name == "accumulated" else optimizer
@@ -207,7 +200,7 @@ def test_optimizers_that_look_at_the_loss() -> None:
     assert_close(searched.params, {"b": 1.1, "m": 1.1}, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", quick(PROBLEMS, {"odd_leaves", "classifier", "one_example"}))
+@pytest.mark.parametrize("name", quick(PROBLEMS, {"odd_leaves", "one_example"}))
 def test_both_forms_of_the_gradient_agree(name) -> None:
     """On every problem, of odd shapes and dtypes too."""
     problem = PROBLEMS[name]()
@@ -258,9 +251,15 @@ ALL_MONITORS = (
 
 
 @with_optax
-@pytest.mark.parametrize("form", ["factored", "plain"])
 @pytest.mark.parametrize(
-    "design", [designs.WithoutReplacement(3), designs.Importance([Fraction(1, 7)] * 7, 3)], ids=str
+    ("form", "design"),
+    [
+        ("factored", designs.WithoutReplacement(3)),
+        pytest.param("plain", designs.WithoutReplacement(3), marks=pytest.mark.slow),
+        pytest.param("factored", designs.Importance([Fraction(1, 7)] * 7, 3), marks=pytest.mark.slow),
+        ("plain", designs.Importance([Fraction(1, 7)] * 7, 3)),
+    ],
+    ids=["factored", "plain", "factored, weighted", "plain, weighted"],
 )
 def test_watching_changes_no_bit(form, design, tmp_path) -> None:
     """Monitors, records, a writer, an evaluation and checkpoints. Catches a fusion that rounds differently."""
@@ -282,6 +281,7 @@ def test_watching_changes_no_bit(form, design, tmp_path) -> None:
     np.testing.assert_array_equal(alone.metrics["loss"], watched.metrics["loss"][:, [0, -1]])
 
 
+@pytest.mark.slow
 def test_watching_changes_no_bit_of_float32_runs_on_real_data() -> None:
     with jax.enable_x64(False):
         problem = problems.digits_mlp(key=KEY)
@@ -291,6 +291,7 @@ def test_watching_changes_no_bit_of_float32_runs_on_real_data() -> None:
             assert_same_bits(alone, run(problem, **options, monitors=[monitors.noise_scale(every=every)]).params)
 
 
+@pytest.mark.slow
 def test_scheduled_monitors_measure_at_their_steps_however_a_run_is_cut() -> None:
     """Catches a step that is skipped or made twice between the loops, and a measurement at another step."""
     some = [monitors.noise_scale(every=4, decay=0.5), monitors.noise_scale(every=6, decay=0.5, name="six")]
