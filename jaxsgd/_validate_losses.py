@@ -4,6 +4,7 @@ Imports nothing of the package.
 """
 
 import re
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,15 +15,30 @@ import numpy as np
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _EXAMPLES_AT_A_TIME = 1024
+_passed: weakref.WeakKeyDictionary[Callable[..., Any], set[Any]] = weakref.WeakKeyDictionary()
 
 
 def deterministic(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
     """Raise if the loss of an example depends on more than its arguments.
 
     It is traced twice: what Python or NumPy draw, or a counter that goes on, is a different constant each time. Where
-    the traces differ in anything, the values decide. What a cached trace inside the loss hides stays hidden.
+    the traces differ in anything, the values decide. What a cached trace inside the loss hides stays hidden. A loss
+    that passed is not traced again for arguments of the same shapes, as long as it exists.
     """
+    kind = tuple(
+        (jax.tree.structure(tree), *((jnp.shape(leaf)[axes:], _dtype(leaf)) for leaf in jax.tree.leaves(tree)))
+        for tree, axes in ((params, 0), (batch, 1))
+    )
+    try:
+        passed = _passed.setdefault(loss_fn, set())
+    except TypeError:  # it has no hash or no weak references
+        passed = set()
+    if kind not in passed:
+        _deterministic(loss_fn, params, batch)
+        passed.add(kind)
 
+
+def _deterministic(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
     def of_first(params: Any, batch: Any) -> Any:
         return loss_fn(params, jax.tree.map(lambda leaf: leaf[0], batch))
 
@@ -42,6 +58,10 @@ def deterministic(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
             f"loss_fn must give the same loss for the same arguments, got {one:.6g} and then {other:.6g}; its "
             "randomness must come from a key, such as one for each example in data"
         )
+
+
+def _dtype(leaf: Any) -> Any:
+    return getattr(leaf, "dtype", type(leaf))
 
 
 def _same(first: Any, second: Any) -> bool:

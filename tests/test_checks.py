@@ -10,7 +10,7 @@ from models import MODELS
 from registry import quick
 
 import jaxsgd
-from jaxsgd import _dense, _outer, problems
+from jaxsgd import _dense, _outer, _validate_losses, problems
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,17 @@ def test_tolerance_is_two_thirds_of_the_digits() -> None:
     assert check.num_examples == 5
     np.testing.assert_allclose(check.tolerance, float(np.finfo(np.float32).eps) ** (2 / 3))
     assert check.passed, check
+
+
+def test_a_loss_that_passed_is_not_traced_for_randomness_again() -> None:
+    """Two traces of a transformer take longer than its gradients."""
+    traced = []
+
+    def loss_fn(params: jax.Array, example: jax.Array) -> jax.Array:
+        traced.append(example.shape)
+        return jnp.sum(params * example)
+
+    for data, expected in ((jnp.ones((5, 3)), 2), (jnp.ones((7, 3)), 0), (jnp.ones((5, 1)), 2)):
+        traced.clear()
+        _validate_losses.deterministic(loss_fn, jnp.ones(3) if expected else jnp.zeros(3), data)
+        assert len(traced) == expected
