@@ -19,11 +19,12 @@ import difflib
 import importlib
 import importlib.metadata
 import io
+import itertools
 import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -64,6 +65,19 @@ class Options:
     def folder(self) -> Path:
         """Where the files go."""
         return self.out or (FIGURES / "quick" if self.quick else FIGURES)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupOptions(Options):
+    """What a group of experiments understands."""
+
+    jobs: int = 2
+    """Experiments of the study at a time; those of speed run alone."""
+
+    def shared_flags(self) -> list[str]:
+        """What every experiment of the group is given."""
+        given = {"--quick": self.quick, "--redraw": self.redraw}
+        return [flag for flag, is_given in given.items() if is_given] + (["--out", str(self.out)] if self.out else [])
 
 
 class UnconfirmedError(AssertionError):
@@ -134,29 +148,54 @@ def run_group(group: str, flags: list[str]) -> int:
     An experiment that fails does not stop the others. The exit status is 0, or that of the first failure.
     """
     options = tyro.cli(
-        Options, prog=f"python -m experiments {group}", description=run_group.__doc__, args=flags, config=TYRO_STYLE
+        GroupOptions,
+        prog=f"python -m experiments {group}",
+        description=run_group.__doc__,
+        args=flags,
+        config=TYRO_STYLE,
     )
-    journal, failures = Journal(options.folder, [group, *flags]), {}
+    if options.jobs < 1:
+        print(f"error: jobs must be at least 1, got {options.jobs}", file=sys.stderr)
+        return 2
+    shared = options.shared_flags()
+    journal, failures = Journal(options.folder, [group, *shared]), {}
     chosen = [stem for stem in stems() if GROUPS[group](stem)]
-    for number, stem in enumerate(chosen, start=1):
-        place = f"[{number}/{len(chosen)}]"
-        if stem in journal:
-            print(f"{place} {stem}: finished before the interruption")
-            continue
-        print(f"{place} {claim(stem)}", flush=True)
-        status = attempt(stem, flags)
-        if status == 130:
-            print("the same command goes on from here", file=sys.stderr)
-            return status
-        if status:
-            failures[stem] = status
-        else:
-            journal.enter(stem)
+    missing = [stem for stem in chosen if stem not in journal]
+    if len(missing) < len(chosen):
+        print(f"finished before the interruption: {', '.join(stem for stem in chosen if stem not in missing)}")
+    places = (f"[{number}/{len(chosen)}]" for number in itertools.count(1 + len(chosen) - len(missing)))
+    try:
+        for stem, status in _attempts(missing, shared, options.jobs if group == "study" else 1, places):
+            if status == 130:
+                raise KeyboardInterrupt
+            if status:
+                failures[stem] = status
+            else:
+                journal.enter(stem)
+    except KeyboardInterrupt:
+        print("the same command goes on from here", file=sys.stderr)
+        return 130
     if failures:
         print(f"failed: {', '.join(failures)}; the same command runs only these again", file=sys.stderr)
         return next(iter(failures.values()))
     journal.close()
     return 0
+
+
+def _attempts(names: list[str], flags: list[str], jobs: int, places: Iterator[str]) -> Iterator[tuple[str, int]]:
+    """Run experiments one by one, saying which before each, or side by side, saying which after each."""
+    if jobs == 1:
+        for stem in names:
+            print(next(places), claim(stem), flush=True)
+            yield stem, attempt(stem, flags)
+    else:
+        from experiments._workers import attempts
+
+        for stem, status, output, errors in attempts(attempt, names, flags, jobs):
+            print(next(places), claim(stem))
+            print(output, end="", flush=True)
+            print(errors, end="", file=sys.stderr, flush=True)
+            yield stem, status
 
 
 def listing() -> str:

@@ -52,11 +52,13 @@ class Config:
     """How often SGD's batch size is set."""
     steps_per_round: int = 16
     """Steps in between."""
+    growth: int = 2
+    """By how much a batch that fails a test is multiplied."""
     seed: int = 0
     """Seed of everything random."""
 
 
-QUICK = Config(num_draws=300)
+QUICK = Config(num_draws=300, growth=4)
 
 
 def compute(config: Config) -> dict[str, np.ndarray]:
@@ -131,14 +133,14 @@ def _statistics(loss_fn: Any, size: int, params: PyTree, data: PyTree, keys: Arr
 
 
 def grow(problem: jaxsgd.Problem, rule: str, config: Config, optimizer: Any, key: Array) -> dict[str, np.ndarray]:
-    """SGD whose batch is doubled whenever one of its size fails a test."""
+    """SGD whose batch is multiplied whenever one of its size fails a test."""
     N = len(problem.data["y"])
     params, size, sizes, losses = problem.params, 8, [], []
     for number in range(config.num_rounds):
         round_key = jax.random.fold_in(key, number)
         tests = _tests(problem.loss_fn, size, params, problem.data, jax.random.fold_in(round_key, 1))
         if asked_by(rule, tests) > size:
-            size = min(2 * size, N)
+            size = min(config.growth * size, N)
         result = training.run_sgd(
             problem.loss_fn,
             params,

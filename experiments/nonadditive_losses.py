@@ -113,9 +113,10 @@ def compute(config: Config) -> dict[str, np.ndarray]:
 
 
 def relative_biases(losses: dict[str, Loss], M: int, full: dict[str, Loss]) -> dict[str, float]:
-    """E ∇L(B)/∇L(all) − 1 over all batches, of every loss; NaN where a batch of this size has no loss."""
+    """E ∇L(B)/∇L(all) − 1 over all batches, of every loss; NaN where a batch of one has no loss."""
     data = {name: jnp.asarray(values) for name, values in DATA.items()}
-    first, whole = gradients(losses, {name: values[:M] for name, values in data.items()}), gradients(full, data)
+    whole = gradients(full, data)
+    first = gradients(losses, {name: values[:1] for name, values in data.items()}) if M == 1 else whole
     defined = {name: loss for name, loss in losses.items() if np.isfinite(first[name])}
     found = estimators.batch_loss_gradient(total(defined), thetas(defined), data, designs.WithoutReplacement(M))
     return {name: float(found.mean[name]) / whole[name] - 1 if name in defined else float("nan") for name in losses}

@@ -57,11 +57,13 @@ class Config:
     """Width of the hidden layer of the network on digits."""
     num_draws: int = 400
     """Batches drawn for every check of an exact variance."""
+    num_sizes: int = 7
+    """At most how many batch sizes of a problem, the smallest."""
     seed: int = 0
     """Seed of everything random."""
 
 
-QUICK = Config(panels=("six scalar gradients", "digits"), num_examples=96, hidden=4, num_draws=100)
+QUICK = Config(panels=("six scalar gradients", "digits"), num_examples=60, hidden=4, num_draws=100, num_sizes=3)
 
 
 def compute(config: Config) -> dict[str, np.ndarray]:
@@ -77,7 +79,7 @@ def compute(config: Config) -> dict[str, np.ndarray]:
         for name, law in progress(laws(g, labels).items(), panel):
             by_label = name.endswith("sorted by label")
             population = g.take(np.argsort(labels, kind="stable")) if by_label else g
-            for M in sizes:
+            for M in sizes[: config.num_sizes]:
                 design = law(M) if possible(name, M, g.count, labels) else None
                 if design is not None:
                     rows.append((panel, name, M, *measure(design, population, trace, config, draw_key)))

@@ -105,7 +105,7 @@ class Config:
 
 
 QUICK = Config(
-    batch_sizes=(4, 1797),
+    batch_sizes=(10, 1797),
     num_steps=40,
     num_runs=2,
     hidden=4,

@@ -17,6 +17,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def pytest_configure(config: pytest.Config) -> None:
     """What one worker has compiled, the others and later runs of the tests need not: `--cache-clear` forgets it."""
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
     config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")  # half-written
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
