@@ -5,7 +5,7 @@ to x/(1 + x) where it should be x = tr Σ/(m‖ḡ‖²), so with θ = 1 it lets
 does not. What both tests ask for grows with the noise; what CABS asks for changes when a constant is added to the loss.
 
 Command    python -m experiments adaptive_tests
-Run time   about 15 seconds on two cores
+Run time   about 20 seconds on two cores
 Expected   on breast cancer, with θ = 1 and x > 2, more than half of the batches pass the published norm test, and less
            than half of those the unbiased one; batches double from 8 to all 569, sooner with the unbiased form
 

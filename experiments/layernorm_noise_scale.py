@@ -5,7 +5,7 @@ monitor of them alone can watch every step of a large run. Their noise scale is 
 it.
 
 Command    python -m experiments layernorm_noise_scale
-Run time   about 20 seconds on two cores
+Run time   about 25 seconds on two cores
 Expected   along 300 steps of Adam on text, logarithms of the two that correlate by more than 0.9, and a ratio that
            stays within a factor of 3 of its mean while the noise scale grows more than tenfold
 

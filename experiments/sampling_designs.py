@@ -1,7 +1,7 @@
 """Correlated batches change the variance of a minibatch gradient, for better or worse, and never its mean.
 
 Command    python -m experiments sampling_designs
-Run time   about 25 seconds on two cores
+Run time   about 45 seconds on two cores
 Expected   every design unbiased to rounding on four problems; on six scalar gradients systematic batches have 25/93 to
            43/93 of the variance of independent draws, contiguous blocks 163/93 to 196/93; on digits sorted by label,
            blocks have many times that variance, and their design effect is 1 + (M−1)ρ

@@ -1,7 +1,7 @@
 """The mean and the variance of every coordinate take one pass, in memory that does not grow with the data set.
 
 Command    python -m experiments streaming_speed
-Run time   about 2 minutes on two cores
+Run time   about 3 minutes on two cores
 Expected   from 15,000 to 240,000 examples the peak memory grows by less than a tenth of the data added, where holding
            the data adds all of it; the mean gradient of the pass equal to the plain one to 1e-4
 

@@ -1,7 +1,7 @@
 """A minibatch gradient is unbiased if every example has expected weight 1/N, for every batch size, and only then.
 
 Command    python -m experiments unbiasedness
-Run time   about 10 seconds on two cores
+Run time   about 15 seconds on two cores
 Expected   twelve designs have bias 0, in rational arithmetic over all their batches, at every M; five traps do not; the
            stationary variance of Langevin dynamics within 4.5 standard errors of its closed form, which is that of the
            posterior for (N/M) times the batch sum alone

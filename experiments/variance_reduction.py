@@ -1,7 +1,7 @@
 """A control variate removes nearly all gradient noise near its snapshot and adds noise far from it.
 
 Command    python -m experiments variance_reduction
-Run time   about 25 seconds on two cores
+Run time   about 30 seconds on two cores
 Expected   on digits, importance sampling leaves 99% of the noise at initialization and a tenth at the end,
            stratification by class a sixth at initialization and 95% at the end; SVRG with a snapshot of an epoch ago,
            and SAGA, have more noise than SGD while gradients change fast, and at most 0.3% of it at the end; near the

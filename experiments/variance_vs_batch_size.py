@@ -3,7 +3,7 @@
 For 1 ≤ M ≤ N it is (N−M)/(M(N−1)) · tr Σ without replacement, and tr Σ / M with replacement.
 
 Command    python -m experiments variance_vs_batch_size          (also with --data FILE.npz holding arrays x and y)
-Run time   about 50 seconds on two cores
+Run time   about 30 seconds on two cores
 Expected   all 1797 batch sizes, two designs, three points of a training run: Monte Carlo variances and means within 4.5
            closed-form standard errors; 1/M without the factor (N−M)/(N−1) rejected at every M > N/2
 
