@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from registry import skewed
+from registry import quick, skewed
 
 import jaxsgd
 from jaxsgd import _sharding, designs, estimators, moments, training
@@ -81,7 +81,10 @@ def test_there_are_eight_devices() -> None:
     assert jax.device_count() == 8
 
 
-@pytest.mark.parametrize("layout", ["parameters_anywhere", "two_axes", "parameters_split", "explicit_axes"])
+@pytest.mark.parametrize(
+    "layout",
+    quick(["parameters_anywhere", "two_axes", "parameters_split", "explicit_axes"], {"two_axes", "parameters_split"}),
+)
 def test_statistics_are_those_of_one_device(layout: str) -> None:
     params, data = LAYOUTS[layout]()
     g = jaxsgd.per_example_gradients(loss_fn)(params, data)
@@ -89,7 +92,7 @@ def test_statistics_are_those_of_one_device(layout: str) -> None:
     assert_close(statistics(g), statistics(jaxsgd.per_example_gradients(loss_fn)(PARAMS, DATA)))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", quick(LAYOUTS, {"two_axes", "parameters_split", "explicit_axes"}))
 def test_moments_are_those_of_one_device(layout: str) -> None:
     """Chunks that divide what a device has, 6 or 12, and that do not."""
     params, data = LAYOUTS[layout]()
@@ -110,7 +113,7 @@ def collectives(compiled: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("layout", ["parameters_everywhere", "parameters_split_as_data"])
-@pytest.mark.parametrize("per_coordinate", [False, True])
+@pytest.mark.parametrize("per_coordinate", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_pass_communicates_once(layout: str, per_coordinate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """No chunk does; at the end P numbers are summed, twice with the sums of every coordinate, and five more."""
     found: dict[str, list[list[int]]] = {}
@@ -197,7 +200,7 @@ def run(params: Any, data: Any, **options: Any) -> training.RunResult:
 OPTIMIZER = optax.sgd(1e-3, momentum=0.9)
 
 
-@pytest.mark.parametrize("layout", ["parameters_anywhere", "parameters_split"])
+@pytest.mark.parametrize("layout", quick(["parameters_anywhere", "parameters_split"], {"parameters_split"}))
 def test_runs_are_those_of_one_device(layout: str) -> None:
     """To rounding, which 40 steps make more of. Compiled once; again where the optimizer's state comes to be split."""
     params, data = LAYOUTS[layout]()
@@ -237,7 +240,7 @@ def squared_norms_by_grad(params: Any, data: Any) -> jax.Array:
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("cast", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_inside_shard_map_gradients_are_those_of_one_example(check_vma: bool, cast: bool) -> None:
     """Where ``jax.grad`` with respect to parameters that do not vary is a sum over the devices."""
 

@@ -152,7 +152,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", LONG)
-@pytest.mark.parametrize(("i", "o"), [(3, 4), (240, 200)])
+@pytest.mark.parametrize(("i", "o"), [(3, 4), pytest.param(240, 200, marks=pytest.mark.slow)])
 def test_sums_over_many_positions(name, i, o):
     """Kept dense, and as factors: in both, more exact than ``jax.grad``, which rounds what it adds to bfloat16."""
     params, batch = (

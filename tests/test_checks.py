@@ -43,7 +43,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("method", quick(MUTATIONS, {"squared_norms", "mean"}))
+@pytest.mark.parametrize("method", quick(MUTATIONS, {"mean"}))
 def test_names_the_statistic_and_the_parameter_that_are_wrong(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a check that compares the engine with itself, or with a tolerance that hides an error."""
     original = {name: getattr(_outer.Outer, name) for name in ("squared_norms", "mean", "second_moment")}
@@ -88,6 +88,7 @@ def test_a_parameter_that_the_loss_ignores_has_no_error() -> None:
     assert set(errors["['ignored']"].values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_tolerance_is_two_thirds_of_the_digits() -> None:
     loss_fn, params, batch, _ = MODELS["tanh"]()
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)

@@ -147,7 +147,7 @@ def test_monte_carlo_does_not_trust_the_mean_that_a_design_states() -> None:
     assert float(wrong.mean_squared_error) > float(right.mean_squared_error) + 40
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", quick(LAWS, OF_EACH_KIND))
 def test_edge_cases(name: str) -> None:
     """One example, ḡ = 0, Σ = 0, repeated rows, more parameters than examples; float32."""
     for problem in ("one_example", "line_fit_at_optimum", "equal_rows", "repeated_rows"):

@@ -36,6 +36,7 @@ def test_closed_forms(case):
         assert quotient == pytest.approx(derivative, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_infinite_second_moments_do_not_settle():
     """Catches a finite one called infinite: four times the points, and the sum of squares still grows."""
     for case in exchange.CASES:

@@ -163,7 +163,7 @@ def off(share: Any, level: float) -> float:
     return float((share - level) / np.sqrt(level * (1 - level) / NUM_SAMPLES))
 
 
-@pytest.mark.parametrize("B", [20.0, 200.0])
+@pytest.mark.parametrize("B", [20.0, pytest.param(200.0, marks=pytest.mark.slow)])
 def test_coverage_is_nominal(B: float) -> None:
     """Of 100 normal gradients with Σ = I, for B below and above; the other intervals are controls."""
     mean = jnp.full((1, 20), B**-0.5)
@@ -297,7 +297,9 @@ def test_one_step_is_exact_for_quadratics() -> None:
         np.testing.assert_allclose(law.expected_loss(size, 1 / 20), np.mean(after), rtol=1e-12)
 
 
-@pytest.mark.parametrize("num_examples", [5, 60], ids=["by_example", "by_parameter"])
+@pytest.mark.parametrize(
+    "num_examples", [pytest.param(5, marks=pytest.mark.slow, id="by_example"), pytest.param(60, id="by_parameter")]
+)
 def test_curvature_is_that_of_the_whole_matrices(num_examples: int) -> None:
     data = jax.random.normal(jax.random.key(0), (num_examples, 3))
     params = {"a": jnp.ones((3, 2)) * 0.3, "b": jnp.asarray([1.0, -2.0])}

@@ -2,11 +2,13 @@
 
 import itertools
 import string
+import sys
 from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import QUICK, labels, normal
@@ -14,8 +16,14 @@ from models import QUICK, labels, normal
 import jaxsgd
 
 N = 3
-EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True)
+MAX_EXAMPLES = 8
 TOLERANCE = 1e-11
+
+
+@pytest.fixture(autouse=True, params=[MAX_EXAMPLES, pytest.param(30, marks=pytest.mark.slow)])
+def examples(request, monkeypatch):
+    """How many of each are tried."""
+    monkeypatch.setattr(sys.modules[__name__], "MAX_EXAMPLES", request.param)
 
 
 def check(loss_fn, params, batch):
@@ -59,7 +67,7 @@ def run(strategy, property_of_one):
     """Check a property on examples of a strategy; returns how often which kind of factor was met."""
     met = Counter()
 
-    @EXAMPLES
+    @settings(max_examples=MAX_EXAMPLES, deadline=None, derandomize=True)
     @given(strategy)
     def each(example):
         met.update(property_of_one(*example))

@@ -129,6 +129,7 @@ def test_shares_of_the_parameters_add_up(whole):
     assert all(p.error <= whole.check.tolerance for p in whole.parameters)
 
 
+@pytest.mark.slow
 def test_a_subset_is_used_for_single_gradients_and_all_data_for_the_rest(whole, sampled):
     """Catches a noise scale of the subset, and numbers of the subset that do not say so."""
     assert_close(sampled.noise_scale, whole.noise_scale)

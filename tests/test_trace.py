@@ -2,7 +2,7 @@
 
 import functools
 
-import frameworks
+import frameworks  # noqa: F401 - registers its models
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,10 +79,14 @@ def case(name):
     return statistics(loss_fn, params, batch), *losses_and_rows_by_loop(loss_fn, params, batch)
 
 
-SLOW = {"gpt", "gpt_scanned", *frameworks.NAMES} - {"haiku_lstm"}  # to compile
+OF_EACH_KIND = {  # a rule, a form of factors or a transformation of JAX that the others do not meet
+    *("tanh", "custom_vjp", "checkpoint_of_jit", "loss_that_vmaps", "tied_embedding", "embedding_take_clip"),
+    *("conv_valid_strided", "conv_grouped", "conv_1d_first_axes", "scan_over_layers_checkpoint", "recurrent_embedding"),
+    *("used_transposed", "weight_normalized", "penalized", "partly_frozen", "cond", "attention", "haiku_lstm"),
+}
 
 
-@pytest.mark.parametrize("name", quick(MODELS, MODELS.keys() - SLOW))
+@pytest.mark.parametrize("name", quick(MODELS, OF_EACH_KIND))
 def test_statistics_equal_the_loop(name):
     found, losses, rows = case(name)
     _, params, _, _ = MODELS[name]()
@@ -121,7 +125,7 @@ def test_stays_factored_and_explains(name):
 
 
 @pytest.mark.parametrize(
-    "name", quick(["tanh", "conv_same", "scan_over_layers", "embedding", "recurrent"], {"conv_same", "recurrent"})
+    "name", quick(["tanh", "conv_same", "scan_over_layers", "embedding", "recurrent"], {"conv_same"})
 )
 def test_under_jit_and_vmap(name):
     loss_fn, params, batch, _ = MODELS[name]()
