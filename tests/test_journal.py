@@ -1,11 +1,12 @@
 """A round over all experiments that was interrupted, or in which one failed, redoes only what is missing."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from experiments import _harness
+from experiments import _harness, _workers
 from experiments._journal import Journal
 
 STEMS = ["first", "second", "third"]
@@ -105,3 +106,53 @@ def test_groups(monkeypatch, tmp_path):
         started.clear()
         assert _harness.main([group, "--jobs", "1", "--out", str(tmp_path)]) == 0
         assert started == expected
+
+
+def attempt(stem: str, flags: list[str]) -> int:
+    """An experiment that fails if it is told to."""
+    print(f"{stem} ran")
+    if stem in flags:
+        print("claim not confirmed", file=sys.stderr)
+        return 1
+    return 0
+
+
+def test_side_by_side():
+    found = sorted(_workers.attempts(attempt, STEMS, ["second"], 2))
+    assert found == [
+        ("first", 0, "first ran\n", ""),
+        ("second", 1, "second ran\n", "claim not confirmed\n"),
+        ("third", 0, "third ran\n", ""),
+    ]
+
+
+def test_side_by_side_what_finished_first_is_shown_first(monkeypatch, tmp_path, capsys):
+    def attempts(attempt, names, flags, jobs):
+        assert (jobs, flags) == (2, ["--quick", "--out", str(tmp_path)])
+        for stem in reversed(names):
+            yield stem, 0, f"{stem} ran\n", ""
+
+    monkeypatch.setattr(_workers, "attempts", attempts)
+    monkeypatch.setattr(_harness, "stems", lambda: STEMS)
+    monkeypatch.setattr(_harness, "claim", lambda stem: f"{stem} holds.")
+    assert _harness.main(["study", "--quick", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("[1/3] third holds.\nthird ran\n[2/3] second holds.\nsecond ran\n")
+    assert not journal(tmp_path).exists()
+
+
+def test_interrupted_side_by_side(monkeypatch, tmp_path, capsys):
+    def attempts(*_):
+        yield "first", 0, "", ""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_workers, "attempts", attempts)
+    monkeypatch.setattr(_harness, "stems", lambda: STEMS)
+    monkeypatch.setattr(_harness, "claim", lambda stem: f"{stem} holds.")
+    assert _harness.main(["study", "--out", str(tmp_path)]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert journal(tmp_path).exists()
+
+
+def test_no_jobs_are_refused(capsys):
+    assert _harness.main(["study", "--jobs", "0"]) == 2
+    assert "jobs must be at least 1, got 0" in capsys.readouterr().err
