@@ -268,7 +268,6 @@ CONTROLS: dict[str, list[Control]] = {
         ("same_bits", lambda same: ~same, "monitors must change no parameter"),
         ("compilations", lambda c: c + 1, "each batch size must compile once"),
         ("final_loss", lambda loss: loss + 10, "the smallest learning rate must learn"),
-        ("hold_to_speed", lambda _: np.array(True), "the loop must take 5 times as long|watching every"),
     ],
     "variance_reduction": [
         ("bias", lambda b: np.add(b, [1e-9, 0, 0]), "SAGA must be unbiased, got a bias of 1.0e-09"),

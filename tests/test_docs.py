@@ -62,6 +62,11 @@ def test_readme_examples_as_a_reader_runs_them() -> None:
     run("-m", "doctest", "README.md")
 
 
+@pytest.mark.slow
+def test_readme_examples_under_strict_switches() -> None:
+    assert doctest.testfile(str(ROOT / "README.md"), module_relative=False).failed == 0
+
+
 def test_every_name_offered_exists() -> None:
     for module in (jaxsgd, *(importlib.import_module(f"jaxsgd.{name}") for name in PUBLIC)):
         for name in getattr(module, "__all__", ()):

@@ -177,7 +177,7 @@ def killed(nursery, undisturbed, subject, folder, count, how=signal.SIGKILL):
             return finished
 
 
-@pytest.mark.parametrize("subject", [Sweeps, Runs])
+@pytest.mark.parametrize("subject", [pytest.param(Sweeps, marks=pytest.mark.slow), Runs])
 def test_killed_at_random_moments(nursery, undisturbed, subject, tmp_path):
     assert killed(nursery, undisturbed, subject, tmp_path, 3) >= 1
 

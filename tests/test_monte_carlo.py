@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from own_designs import Bernoulli
-from registry import DESIGNS, EX_B, PROBLEMS, gradients_given, measured
+from registry import DESIGNS, EX_B, PROBLEMS, gradients_given, measured, quick
 from twins import assert_close, errors, expect, flat, law, line_gradients, loop_of, scalar_gradients, squared_norm
 
 from jaxsgd import estimators
@@ -23,7 +23,7 @@ from jaxsgd import estimators
 MAX_Z = 4.5
 R = 4096  # a multiple of the chunk sizes: one compilation each
 every_design = pytest.mark.parametrize("design", DESIGNS)
-every_problem = pytest.mark.parametrize("name", ["line_fit", "line_fit_at_optimum", "scalar_gradients", "tanh_network"])
+SMALL_PROBLEMS = ["line_fit", "line_fit_at_optimum", "scalar_gradients", "tanh_network"]
 
 
 def other(design: str) -> str:
@@ -41,7 +41,7 @@ def z_of_mean(drawn: Any, target: Any, stated: estimators.SquaredErrorLaw) -> fl
     return float(stated.of_mean(R).z_scores(np.array([distance]))[0])
 
 
-@every_problem
+@pytest.mark.parametrize("name", quick(SMALL_PROBLEMS, {"scalar_gradients", "tanh_network"}))
 @every_design
 def test_monte_carlo_follows_the_law(name: str, design: str) -> None:
     """Catches a biased draw, a wrong divisor, a variance about another mean; the other design's law is rejected."""

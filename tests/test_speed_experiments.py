@@ -92,6 +92,7 @@ print(own_peak_bytes() - before)
 """
 
 
+@pytest.mark.slow
 def test_the_peak_is_of_this_process():
     """It rises by what is allocated, and stays; a peak inherited from this larger process would hide it."""
     held = np.ones(50_000_000)

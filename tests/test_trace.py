@@ -110,7 +110,10 @@ def test_statistics_equal_the_loop(name):
     assert_close(flat(found["scaled_mean"]), WEIGHTS @ rows / len(rows), largest)
 
 
-@pytest.mark.parametrize("name", quick(MODELS, MODELS.keys() - {"nnx_transformer", "equinox_cnn"}))
+@pytest.mark.parametrize(
+    "name",
+    quick(MODELS, MODELS.keys() - {"gpt_scanned", "equinox_cnn", *(n for n in MODELS if n.endswith("_transformer"))}),
+)
 def test_stays_factored_and_explains(name):
     loss_fn, params, batch, dense = MODELS[name]()
     g = jax.eval_shape(jaxsgd.per_example_gradients(loss_fn), params, batch)

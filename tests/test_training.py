@@ -255,10 +255,10 @@ ALL_MONITORS = (
 @pytest.mark.parametrize(
     ("form", "design"),
     [
-        ("factored", designs.WithoutReplacement(3)),
+        pytest.param("factored", designs.WithoutReplacement(3), marks=pytest.mark.slow),
         pytest.param("plain", designs.WithoutReplacement(3), marks=pytest.mark.slow),
-        pytest.param("factored", designs.Importance([Fraction(1, 7)] * 7, 3), marks=pytest.mark.slow),
-        ("plain", designs.Importance([Fraction(1, 7)] * 7, 3)),
+        ("factored", designs.Importance([Fraction(1, 7)] * 7, 3)),
+        pytest.param("plain", designs.Importance([Fraction(1, 7)] * 7, 3), marks=pytest.mark.slow),
     ],
     ids=["factored", "plain", "factored, weighted", "plain, weighted"],
 )

@@ -374,9 +374,12 @@ def run(method: str, design: Any) -> tuple[np.ndarray, Any]:
 @pytest.mark.parametrize(
     ("method", "name"),
     [
-        *(("SAGA", name) for name in ("without", "with", "importance", "poisson", "reshuffling")),
-        *(("SVRG", name) for name in ("with", "bernoulli", "reshuffling", "sum")),
-        *(("SAG", name) for name in ("with", "stratified", "bernoulli")),
+        ("SAGA", "importance"),
+        ("SVRG", "reshuffling"),
+        ("SAG", "bernoulli"),
+        *(pytest.param("SAGA", name, marks=pytest.mark.slow) for name in ("without", "with", "poisson", "reshuffling")),
+        *(pytest.param("SVRG", name, marks=pytest.mark.slow) for name in ("with", "bernoulli", "sum")),
+        *(pytest.param("SAG", name, marks=pytest.mark.slow) for name in ("with", "stratified")),
     ],
 )
 def test_a_run_is_the_loop(method: str, name: str) -> None:
