@@ -110,7 +110,8 @@ def linear_loss(params, example):
     return jnp.sum(out * example["r"])
 
 
-@pytest.mark.parametrize(("count", "i", "o"), [pytest.param(4096, 6, 5, marks=pytest.mark.slow), (16, 96, 64)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "i", "o"), [(4096, 6, 5), (16, 96, 64)])
 def test_sums_over_many_examples_or_entries(count, i, o):
     """A running sum in bfloat16 stops growing at 2⁸ times its terms."""
     params = in_bfloat16({"w": normal(0, i, o), "b": normal(1, o), "table": normal(2, 4, o)})

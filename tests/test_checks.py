@@ -82,6 +82,7 @@ def test_gradients_that_are_not_a_number_do_not_pass(monkeypatch: pytest.MonkeyP
     assert check.largest_error == float("inf")
 
 
+@pytest.mark.slow
 def test_a_parameter_that_the_loss_ignores_has_no_error() -> None:
     loss_fn, params, batch, _ = MODELS["partly_frozen"]()
     errors = {p.path: p.errors for p in jaxsgd.check_per_example(loss_fn, params, batch).parameters}

@@ -205,6 +205,7 @@ def test_a_checkpoint_is_where_gradients_are_taken(folder: Path) -> None:
     assert written["squared_mean_norm"] == pytest.approx(0, abs=1e-12)  # the minimum
 
 
+@pytest.mark.slow
 def test_the_python_function_writes_the_same(folder: Path) -> None:
     assert main(["report", "nets:FIXED", "--out", "out"]) == 0
     import nets

@@ -15,7 +15,7 @@ from experiments import _harness
 from jaxsgd import _store
 
 STEMS = _harness.stems()
-FAST = {"variance_vs_batch_size", "autodiff_at_kinks", "population"}  # of the others `make test` checks what is stored
+FAST = {"variance_vs_batch_size", "autodiff_at_kinks"}  # of the others `make test` checks what is stored
 HEADLINE = "variance_vs_batch_size"
 SMALL = ["--max-examples", "12", "--hidden", "3", "--batch-size", "4", "--steps", "1", "2", "--num-draws", "400"]
 

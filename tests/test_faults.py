@@ -238,6 +238,7 @@ def test_experiments_killed_at_random_moments(nursery, tmp_path, capsys):
         print(f"\nSIGKILL at random moments, experiment: 20 times, {finished + 1} finished, lost: 0")
 
 
+@pytest.mark.slow
 def test_interrupted_at_a_random_moment(nursery, undisturbed, tmp_path):
     assert killed(nursery, undisturbed, Runs, tmp_path, 1, signal.SIGINT) >= 1
 

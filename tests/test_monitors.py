@@ -163,6 +163,7 @@ def test_schedule(every) -> None:
     assert measured_at == list(range(0, 7, every))
 
 
+@pytest.mark.slow
 def test_skipped_steps_stay_branches_in_many_runs() -> None:
     """Catches a schedule that depends on the run: then both branches would be computed at each step."""
     loss_fn, params, data = network()

@@ -170,6 +170,7 @@ def test_loss_that_closes_over_a_traced_value():
     np.testing.assert_allclose(jax.vmap(norms)(jnp.asarray([1.0, 2.0]))[1], truth, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_rows_of_a_table_that_are_nearly_equal():
     """Deviations of 10⁻⁴ of the gradients, in float32; one example leaves a row out, others add to a row twice."""
     tokens = jnp.tile(jnp.asarray([0, 1, 2, 2]), (64, 1)).at[0].set(2)

@@ -29,6 +29,7 @@ def test_stable_laws(draw: Any, expected: float) -> None:
     assert abs(value - expected) < 4 * error < 0.02
 
 
+@pytest.mark.slow
 def test_finite_variance_gives_what_the_limit_says_and_not_a_half() -> None:
     """Student's t with three degrees of freedom."""
     samples = jax.random.t(KEY, 3.0, (10**6,))

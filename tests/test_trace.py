@@ -82,7 +82,7 @@ def case(name):
 OF_EACH_KIND = {  # a rule, a form of factors or a transformation of JAX that the others do not meet
     *("tanh", "custom_vjp", "checkpoint_of_jit", "loss_that_vmaps", "tied_embedding", "embedding_take_clip"),
     *("conv_valid_strided", "conv_grouped", "conv_1d_first_axes", "scan_over_layers_checkpoint", "recurrent_embedding"),
-    *("used_transposed", "weight_normalized", "penalized", "partly_frozen", "cond", "attention", "haiku_lstm"),
+    *("used_transposed", "weight_normalized", "penalized", "partly_frozen", "cond", "attention"),
 }
 
 

@@ -187,6 +187,7 @@ def test_any_optimizer(name) -> None:
     assert_close(run(optimizer=optimizer, design=designs.WithReplacement(2)).params, expected)
 
 
+@pytest.mark.slow
 @with_optax
 def test_optimizers_that_look_at_the_loss() -> None:
     """Polyak's step is (loss)/‖ĝ‖² of the batch, the line search evaluates the batch loss. Catches a wrong one."""

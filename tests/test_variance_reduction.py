@@ -129,6 +129,7 @@ def test_the_optimal_coefficient_is_optimal(name: str) -> None:
     assert at <= min(variance(0.0), variance(1.0))
 
 
+@pytest.mark.slow
 def test_a_coefficient_of_one_can_be_worse_than_none() -> None:
     """A control that points the other way, and one that is too large."""
     design, (g, h) = designs.WithoutReplacement(2), pair()
