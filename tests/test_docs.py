@@ -5,6 +5,7 @@ import doctest
 import importlib
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +16,33 @@ import jaxsgd
 
 PACKAGE = Path(jaxsgd.__file__).parent
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-PUBLIC = [name for name in MODULES if not name.startswith("_")]
 
 
-@pytest.mark.parametrize("name", MODULES)
+def module_name(path: Path) -> str:
+    """``designs/_base.py`` -> ``jaxsgd.designs._base``, and ``designs/__init__.py`` -> ``jaxsgd.designs``."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+PUBLIC = [name for name in FILES if not re.search(r"\._", name)]
+EXAMPLES = 274  # lines of doctests in the package: a file that is no longer found would take its own along
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_doctests_under_strict_switches(name: str) -> None:
     """With float64 and every check of the tests turned on."""
-    module, output = importlib.import_module(f"jaxsgd.{name}"), io.StringIO()
+    module, output = importlib.import_module(name), io.StringIO()
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for test in doctest.DocTestFinder().find(module):
         runner.run(test, out=output.write)
     assert runner.failures == 0, output.getvalue()
-    shown = (PACKAGE / f"{name}.py").read_text(encoding="utf-8").count(">>> ")
+    shown = FILES[name].read_text(encoding="utf-8").count(">>> ")
     assert runner.tries == shown, "an example is not collected"
+
+
+def test_no_example_is_lost() -> None:
+    """Catches files that the tests of this module do not find."""
+    assert sum(path.read_text(encoding="utf-8").count(">>> ") for path in FILES.values()) == EXAMPLES
 
 
 AS_A_READER = """
@@ -53,7 +67,7 @@ def run(*arguments: str) -> None:
 @pytest.mark.slow
 def test_doctests_as_a_reader_runs_them() -> None:
     """In float32 and with JAX's defaults. Catches an output that holds under the tests' switches only."""
-    run("-c", AS_A_READER, *(f"jaxsgd.{name}" for name in MODULES))
+    run("-c", AS_A_READER, *FILES)
 
 
 def test_readme_examples_as_a_reader_runs_them() -> None:
@@ -68,7 +82,7 @@ def test_readme_examples_under_strict_switches() -> None:
 
 
 def test_every_name_offered_exists() -> None:
-    for module in (jaxsgd, *(importlib.import_module(f"jaxsgd.{name}") for name in PUBLIC)):
+    for module in map(importlib.import_module, PUBLIC):
         for name in getattr(module, "__all__", ()):
             assert hasattr(module, name), f"{module.__name__} offers {name}, which does not exist"
 
@@ -86,9 +100,9 @@ def undocumented(body: list[ast.stmt], prefix: str) -> list[str]:
     return missing
 
 
-@pytest.mark.parametrize("name", [*MODULES, "__init__"])
+@pytest.mark.parametrize("name", FILES)
 def test_everything_public_is_documented(name: str) -> None:
     """Catches a new name without a word about it, in private modules too, whose names are re-exported."""
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), f"{name} has no docstring"
     assert undocumented(tree.body, name) == []
