@@ -213,9 +213,9 @@ def run(stem: str, flags: list[str]) -> str:
         raise ValueError(f"--seed must be from 0 to {2**32 - 1}, got {config.seed}")
     base = options.folder / stem
     if options.redraw:
-        from jaxsgd import _store
+        from jaxsgd._core import files
 
-        findings, arrays = None, _store.read_arrays(base.with_suffix(".npz"))
+        findings, arrays = None, files.read_arrays(base.with_suffix(".npz"))
         found = module.check(arrays)
     else:
         import jax
@@ -230,8 +230,8 @@ def run(stem: str, flags: list[str]) -> str:
     from experiments._style import SETTINGS
 
     with mpl.rc_context(SETTINGS):
-        files = write(base, arrays, module.draw(arrays), findings)
-    return f"{stem}: {module.summarize(found)}\n{' '.join(map(shown, files))}"
+        written = write(base, arrays, module.draw(arrays), findings)
+    return f"{stem}: {module.summarize(found)}\n{' '.join(map(shown, written))}"
 
 
 def parse(stem: str, module: Any, flags: list[str]) -> tuple[Any, Options]:
@@ -275,14 +275,14 @@ def record(stem: str, config: Any, findings: dict[str, float], seconds: float) -
 
 def write(base: Path, arrays: dict[str, np.ndarray], figure: "Figure", findings: dict[str, Any] | None) -> list[Path]:
     """Write the figure, and the arrays and findings where they are new; the same input gives the same bytes."""
-    from jaxsgd import _store
+    from jaxsgd._core import files
 
     contents = {".png": _rendered(figure, "png"), ".pdf": _rendered(figure, "pdf")}
     if findings is not None:
-        contents[".npz"] = _store.pack_arrays(arrays)
+        contents[".npz"] = files.pack_arrays(arrays)
         contents[".json"] = (json.dumps(findings, indent=2) + "\n").encode()
     for suffix, content in contents.items():
-        _store.write_bytes(base.with_suffix(suffix), content)
+        files.write_bytes(base.with_suffix(suffix), content)
     return [base.with_suffix(suffix) for suffix in contents]
 
 

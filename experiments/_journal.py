@@ -27,10 +27,10 @@ class Journal:
 
     def enter(self, stem: str) -> None:
         """Note that the files of an experiment are there."""
-        from jaxsgd import _store  # imports jax, which a listing does without
+        from jaxsgd._core import files
 
         self.done[stem] = self._digest(stem)
-        _store.write_bytes(self.path, json.dumps({"flags": self.flags, "done": self.done}).encode())
+        files.write_bytes(self.path, json.dumps({"flags": self.flags, "done": self.done}).encode())
 
     def close(self) -> None:
         """The round is complete."""

@@ -26,7 +26,7 @@ from experiments._models import mlp
 from experiments._peak_memory import peak_bytes
 from experiments._style import COLORS, MARKERS, column
 from experiments._timing import in_turn, relative_error, seconds, summary
-from jaxsgd import _validate
+from jaxsgd._core import validate
 
 MODELS: dict[str, tuple[int, ...]] = {"logistic regression": (784, 10), "MLP 784-512-10": (784, 512, 10)}
 PLAIN = ("plain, chunk by chunk", "plain, one loop")
@@ -60,8 +60,8 @@ def compute(config: Config) -> dict[str, np.ndarray]:
     unknown = set(config.models) - MODELS.keys()
     if unknown:
         raise ValueError(f"models must be among {', '.join(MODELS)}, got {', '.join(sorted(unknown))}")
-    _validate.at_least(1, chunk_size=config.chunk_size, rounds=config.rounds)
-    _validate.at_least(1, num_examples=config.num_examples)
+    validate.at_least(1, chunk_size=config.chunk_size, rounds=config.rounds)
+    validate.at_least(1, num_examples=config.num_examples)
     if len(config.memory_sizes) < 2 or not 0 < config.memory_sizes[0] < config.memory_sizes[-1]:
         raise ValueError(f"memory_sizes must be positive and increasing, got {config.memory_sizes}")
     with jax.enable_x64(False), jax.default_matmul_precision("highest"):

@@ -124,7 +124,7 @@ def _seconds_of_steps(problem: jaxsgd.Problem, design: Any, num_steps: int, **op
 
 def _sweep(problem: jaxsgd.Problem, config: Config) -> dict[str, np.ndarray]:
     """The whole sweep, with what it compiles."""
-    counts = [training._advance._cache_size()]
+    counts = [training._run._advance._cache_size()]
     times: list[float] = []
 
     def run(batch_size: int, key: jax.Array) -> training.RunResult:
@@ -139,7 +139,7 @@ def _sweep(problem: jaxsgd.Problem, config: Config) -> dict[str, np.ndarray]:
             learning_rates=config.learning_rates,
         )
         times.append(time.perf_counter() - started)
-        counts.append(training._advance._cache_size())
+        counts.append(training._run._advance._cache_size())
         return result
 
     grid = {"batch_size": list(config.batch_sizes)}

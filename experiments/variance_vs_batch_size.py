@@ -28,7 +28,8 @@ from matplotlib.ticker import FixedLocator
 import jaxsgd
 from experiments._harness import progress, require
 from experiments._style import COLORS, MARKERS, column
-from jaxsgd import _store, _validate, designs, estimators, problems
+from jaxsgd import designs, estimators, problems
+from jaxsgd._core import files, validate
 
 DESIGNS: tuple[estimators.DesignName, ...] = ("without_replacement", "with_replacement")
 MAX_Z = 4.5
@@ -78,10 +79,10 @@ def compute(config: Config) -> dict[str, np.ndarray]:
 
 def load(config: Config, key: jax.Array) -> tuple[jaxsgd.Problem, int]:
     """The problem, and how many examples there were before a subset was taken."""
-    arrays = _store.read_arrays(config.data) if config.data else {}
+    arrays = files.read_arrays(config.data) if config.data else {}
     if config.data and not {"x", "y"} <= arrays.keys():
         raise ValueError(f"{config.data} must hold arrays x and y, got {', '.join(arrays) or 'none'}")
-    _validate.positive_integer(max_examples=config.max_examples)
+    validate.positive_integer(max_examples=config.max_examples)
     weight_key, subset_key = jax.random.split(key)
     network = partial(problems.mlp, arrays["x"], arrays["y"]) if config.data else problems.digits_mlp
     problem = network(key=weight_key, hidden=config.hidden, activation=config.activation)

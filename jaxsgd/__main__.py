@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxsgd._command_line import main
+from jaxsgd.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,4 @@
-"""For those who do not want to take the engine on trust: every statistic against the plain loop over examples.
-
-Imports ``_gradients``, ``_sharding``, ``_validate`` and ``_validate_losses`` only.
-"""
+"""For those who do not want to take the engine on trust: every statistic against the plain loop over examples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxsgd import _sharding, _validate, _validate_losses
-from jaxsgd._gradients import Loss, PerExampleGradients, si, table, trace_batch
+from jaxsgd._core import devices, validate, validate_losses
+from jaxsgd._core.tables import si, table
+from jaxsgd.kernels import Loss, PerExampleGradients, trace_batch
+
+__all__ = ["ParameterCheck", "PerExampleCheck", "check_per_example"]
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examp
     >>> check.passed, [parameter.rule for parameter in check.parameters if len(parameter.shape) == 2]
     (True, ['dot_general', 'dot_general'])
     """
-    _validate.positive_integer(num_examples=num_examples)
-    _validate.floating_leaves(params=params)
-    count = _validate.leading_axis(batch=batch)
-    _validate.scalar_loss(loss_fn, params, batch)
-    _validate_losses.deterministic(loss_fn, params, batch)
+    validate.positive_integer(num_examples=num_examples)
+    validate.floating_leaves(params=params)
+    count = validate.leading_axis(batch=batch)
+    validate.scalar_loss(loss_fn, params, batch)
+    validate_losses.deterministic(loss_fn, params, batch)
     chosen = np.unique(np.linspace(0, count - 1, num_examples).astype(int))
     few = jax.tree.map(lambda leaf: leaf[chosen], batch)
     whole: PerExampleGradients = jax.eval_shape(partial(trace_batch, loss_fn), params, batch)
@@ -119,7 +119,7 @@ def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examp
     for (path, leaf), factor, rule, mine, rows in zip(
         jax.tree_util.tree_leaves_with_path(params), whole.factors, whole.rules, found, truth, strict=True
     ):
-        _validate_losses.finite_rows(rows, path=jax.tree_util.keystr(path), examples=chosen)
+        validate_losses.finite_rows(rows, path=jax.tree_util.keystr(path), examples=chosen)
         checks.append(
             ParameterCheck(
                 path=jax.tree_util.keystr(path),
@@ -163,7 +163,7 @@ def _rows_by_loop(loss_fn: Loss, params: PyTree, batch: PyTree, count: int) -> l
     gradient = jax.jit(jax.grad(loss_fn))
     each = [jax.tree.leaves(gradient(params, jax.tree.map(lambda leaf, i=i: leaf[i], batch))) for i in range(count)]
     return [
-        np.stack([_sharding.on_host(leaf).astype(np.float64).reshape(-1) for leaf in leaves])
+        np.stack([devices.on_host(leaf).astype(np.float64).reshape(-1) for leaf in leaves])
         for leaves in zip(*each, strict=True)
     ]
 
@@ -195,7 +195,7 @@ _STATISTICS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, float]]] = {
 
 
 def _relative_error(found: Any, truth: np.ndarray, scale: float) -> float:
-    difference = np.abs(_sharding.on_host(found).astype(np.float64).reshape(truth.shape) - truth).max(initial=0)
+    difference = np.abs(devices.on_host(found).astype(np.float64).reshape(truth.shape) - truth).max(initial=0)
     if np.isnan(difference) or (scale == 0 and difference > 0):
         return float("inf")
     return float(difference / scale) if scale > 0 else 0.0

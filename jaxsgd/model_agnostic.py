@@ -3,8 +3,6 @@
 The alternative route for models that are too large, or written in a way that has no factored form. Inner products with
 one direction are exact, from one forward pass; variances are estimated from backward passes with random signs, and
 carry their standard errors.
-
-Imports ``_factors``, ``_gradients``, ``_validate`` and ``_validate_losses`` only.
 """
 
 from dataclasses import dataclass
@@ -15,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _validate, _validate_losses
-from jaxsgd._factors import accumulated, accumulation_dtype, chunked, squared_norm
-from jaxsgd._gradients import Loss
+from jaxsgd._core import validate, validate_losses
+from jaxsgd._core.sums import accumulated, accumulation_dtype, chunked, squared_norm
+from jaxsgd.kernels import Loss
+
+__all__ = ["RandomSignMoments", "inner_products", "random_sign_moments"]
 
 
 @jax.tree_util.register_dataclass
@@ -88,13 +88,13 @@ def random_sign_moments(
     True
     """
     _check(loss_fn, params, batch)
-    _validate.random_key(key=key)
-    _validate.at_least(2, num_draws=num_draws)
+    validate.random_key(key=key)
+    validate.at_least(2, num_draws=num_draws)
     count = jax.tree.leaves(batch)[0].shape[0]
     chunk_size = count if chunk_size is None else chunk_size
-    _validate.positive_integer(chunk_size=chunk_size)
+    validate.positive_integer(chunk_size=chunk_size)
     found = _random_sign_moments(loss_fn, num_draws, min(chunk_size, count), params, batch, key)
-    _validate_losses.finite_gradients((found.mean, found.trace_covariance), loss_fn, params, batch)
+    validate_losses.finite_gradients((found.mean, found.trace_covariance), loss_fn, params, batch)
     return found
 
 
@@ -118,14 +118,14 @@ def inner_products(loss_fn: Loss, params: PyTree, batch: PyTree, direction: PyTr
     """
     _check(loss_fn, params, batch)
     leaves, structure = jax.tree.flatten(params)
-    _validate.like_params(structure, tuple(leaf.shape for leaf in leaves), direction=direction)
+    validate.like_params(structure, tuple(leaf.shape for leaf in leaves), direction=direction)
     return _directional_derivatives(loss_fn, params, batch, direction)
 
 
 def _check(loss_fn: Loss, params: PyTree, batch: PyTree) -> None:
-    _validate.floating_leaves(params=params)
-    _validate.leading_axis(batch=batch)
-    _validate.scalar_loss(loss_fn, params, batch)
+    validate.floating_leaves(params=params)
+    validate.leading_axis(batch=batch)
+    validate.scalar_loss(loss_fn, params, batch)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -8,8 +8,6 @@ Numerische Mathematik 18, 1971), so a million chunks are as good as one.
 
 Data that are split over devices are reduced where they are: each device merges the chunks of its own part, and the
 parts are merged once, at the end.
-
-Imports ``_factors``, ``_sharding``, ``kernels``, ``sources``, ``_validate`` and ``_validate_losses`` only.
 """
 
 from collections.abc import Iterator
@@ -22,8 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _factors, _sharding, _validate, _validate_losses, kernels, sources
-from jaxsgd._sharding import Shards
+from jaxsgd import kernels, sources
+from jaxsgd._core import devices, sums, validate, validate_losses
+from jaxsgd._core.devices import Shards
+
+__all__ = ["GradientMoments", "gradient_moments", "merge", "of"]
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +46,7 @@ class GradientMoments:
     @property
     def squared_mean_norm(self) -> Float[Array, ""]:
         """‖ḡ‖²."""
-        return _factors.squared_norm(self.mean)
+        return sums.squared_norm(self.mean)
 
     @property
     def squared_norms_mean(self) -> Float[Array, ""]:
@@ -64,9 +65,9 @@ class GradientMoments:
         return jax.tree.map(lambda total: total / divisor.astype(total.dtype), self.coordinate_sums)
 
     def _divisor(self, ddof: int) -> Any:
-        _validate.at_least(0, ddof=ddof)
+        validate.at_least(0, ddof=ddof)
         if not isinstance(self.count, jax.core.Tracer):
-            _validate.at_least(1 + ddof, **{"the number of examples": int(self.count)})
+            validate.at_least(1 + ddof, **{"the number of examples": int(self.count)})
         return (self.count - ddof).astype(self.sum_squared_deviations.dtype)
 
 
@@ -110,20 +111,20 @@ def gradient_moments(
     >>> int(m.count), round(float(m.trace_covariance(ddof=0)), 4), round(float(m.squared_mean_norm), 4)
     (4, 15.75, 1.25)
     """
-    _validate.floating_leaves(params=params)
+    validate.floating_leaves(params=params)
     kind = sources.kind(data)
     if kind == "batches" and chunk_size is not None:
         raise ValueError(f"chunk_size must be None for an iterator of batches, got {chunk_size}")
-    params = _sharding.automatic(params)
+    params = devices.automatic(params)
     moments_pass = _Pass(loss_fn, params, per_coordinate)
     if kind != "arrays":
         return _stream(moments_pass, sources.batches(data, chunk_size))
-    population_size = _validate.leading_axis(data=data)
-    data = _sharding.automatic(data)
-    _validate.scalar_loss(loss_fn, params, data)
-    _validate_losses.deterministic(loss_fn, params, data)
+    population_size = validate.leading_axis(data=data)
+    data = devices.automatic(data)
+    validate.scalar_loss(loss_fn, params, data)
+    validate_losses.deterministic(loss_fn, params, data)
     chunk_size = population_size if chunk_size is None else chunk_size
-    _validate.positive_integer(chunk_size=chunk_size)
+    validate.positive_integer(chunk_size=chunk_size)
 
     moments_pass.add(data, chunk_size)
     total = moments_pass.total()
@@ -145,7 +146,7 @@ def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
     if isinstance(g, GradientMoments):
         return g
     if not isinstance(g, kernels.PerExampleGradients):
-        raise TypeError(f"g must be per-example gradients or their moments, got {_validate.describe(g)}")
+        raise TypeError(f"g must be per-example gradients or their moments, got {validate.describe(g)}")
     m = _of(g, False)
     if not _is_finite(m):
         kernels.require_finite(g)
@@ -188,7 +189,7 @@ def _add(running: _Running, part: GradientMoments) -> _Running:
         count=part.count,
         mean=jax.tree.map(lambda d: weigh(share, d), delta),
         mean_loss=weigh(share, (part.mean_loss - total.mean_loss) - lost.mean_loss),
-        sum_squared_deviations=part.sum_squared_deviations + weigh(overlap, _factors.squared_norm(delta)),
+        sum_squared_deviations=part.sum_squared_deviations + weigh(overlap, sums.squared_norm(delta)),
         coordinate_sums=None
         if part.coordinate_sums is None
         else jax.tree.map(lambda new, d: new + weigh(overlap, d**2), part.coordinate_sums, delta),
@@ -213,7 +214,7 @@ class _Pass:
 
     def add(self, data: PyTree, chunk_size: int) -> _Running:
         """Merge in the moments of arrays, a chunk at a time."""
-        shards, params, count = _sharding.shards(data), self.params, len(jax.tree.leaves(data)[0])
+        shards, params, count = devices.shards(data), self.params, len(jax.tree.leaves(data)[0])
         running = self._running.get(shards)
         if running is None:
             running = _empty(params, data, self.loss_fn, self.per_coordinate, shards)
@@ -235,12 +236,12 @@ def _stream(moments_pass: _Pass, batches: Iterator[PyTree]) -> GradientMoments:
     """The moments over an iterator, each batch checked while it is at hand."""
     structure: Any = None
     seen = 0
-    for batch in map(_sharding.automatic, batches):
-        size = _validate.leading_axis(batch=batch)
+    for batch in map(devices.automatic, batches):
+        size = validate.leading_axis(batch=batch)
         if structure is None:
             structure = jax.tree.structure(batch)
-            _validate.scalar_loss(moments_pass.loss_fn, moments_pass.params, batch)
-            _validate_losses.deterministic(moments_pass.loss_fn, moments_pass.params, batch)
+            validate.scalar_loss(moments_pass.loss_fn, moments_pass.params, batch)
+            validate_losses.deterministic(moments_pass.loss_fn, moments_pass.params, batch)
         if structure != jax.tree.structure(batch):
             raise ValueError(
                 f"batches of data must have the structure of the first, {structure}, got {jax.tree.structure(batch)}"
@@ -293,7 +294,7 @@ def _united(running: _Running) -> GradientMoments:
 
     def about_mean(part: GradientMoments) -> tuple[Array, Array, PyTree]:
         moved = jax.tree.map(lambda m, overall: part.count.astype(m.dtype) * (m - overall) ** 2, part.mean, mean)
-        squares = part.sum_squared_deviations + _factors.total([leaf.sum() for leaf in jax.tree.leaves(moved)])
+        squares = part.sum_squared_deviations + sums.total([leaf.sum() for leaf in jax.tree.leaves(moved)])
         coordinates = None if part.coordinate_sums is None else jax.tree.map(jnp.add, part.coordinate_sums, moved)
         return part.count, squares, coordinates
 
@@ -303,15 +304,15 @@ def _united(running: _Running) -> GradientMoments:
 
 def _of(g: kernels.PerExampleGradients, per_coordinate: bool) -> GradientMoments:
     losses = g.losses()
-    sums = jax.tree.map(lambda v: v * g.count, g.variance(ddof=0)) if per_coordinate else None
+    coordinates = jax.tree.map(lambda v: v * g.count, g.variance(ddof=0)) if per_coordinate else None
     return GradientMoments(
         count=jnp.asarray(g.count),
         mean=g.mean(),
-        mean_loss=_factors.accumulated(losses).mean(),
-        sum_squared_deviations=_factors.total([leaf.sum() for leaf in jax.tree.leaves(sums)])
+        mean_loss=sums.accumulated(losses).mean(),
+        sum_squared_deviations=sums.total([leaf.sum() for leaf in jax.tree.leaves(coordinates)])
         if per_coordinate
         else g.total_deviation(),
-        coordinate_sums=sums,
+        coordinate_sums=coordinates,
     )
 
 

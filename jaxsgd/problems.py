@@ -1,7 +1,7 @@
 """Losses with data: small ones whose answers are exact rational numbers, and real data sets.
 
 Every problem is a :class:`Problem` of ``loss_fn``, ``params`` and ``data``, with arrays in JAX's default float dtype.
-The real data sets come with scikit-learn, so nothing is downloaded. Imports ``_validate`` only.
+The real data sets come with scikit-learn, so nothing is downloaded.
 """
 
 import types
@@ -14,7 +14,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Num, PyTree
 
-from jaxsgd import _validate
+from jaxsgd._core import validate
+
+__all__ = [
+    "ACTIVATIONS",
+    "Problem",
+    "breast_cancer_logistic",
+    "diabetes_regression",
+    "digits_mlp",
+    "line_fit",
+    "mlp",
+    "quadratics",
+]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
@@ -121,16 +132,16 @@ def mlp(
         TypeError, ValueError: if the arrays differ in length or are empty, a value is not finite, a label is
             negative, or an argument is of the wrong kind.
     """
-    _validate.random_key(key=key)
-    _validate.positive_integer(hidden=hidden)
-    _validate.one_of(tuple(ACTIVATIONS), activation=activation)
-    length = _validate.leading_axis(data={"x": x, "y": y})
-    _validate.real(x=x, y=y)
-    _validate.finite(x=x, y=y)
+    validate.random_key(key=key)
+    validate.positive_integer(hidden=hidden)
+    validate.one_of(tuple(ACTIVATIONS), activation=activation)
+    length = validate.leading_axis(data={"x": x, "y": y})
+    validate.real(x=x, y=y)
+    validate.finite(x=x, y=y)
     inputs = np.reshape(x, (length, -1))
     classify = np.issubdtype(y.dtype, np.integer)
     if classify:
-        _validate.labels(y=y)
+        validate.labels(y=y)
         targets, outputs = y, int(y.max()) + 1
     else:
         targets = np.reshape(y, (length, -1))

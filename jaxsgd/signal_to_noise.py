@@ -1,7 +1,4 @@
-"""The signal-to-noise ratio of a gradient, coordinate by coordinate.
-
-Imports ``_validate``, ``kernels`` and ``moments`` only.
-"""
+"""The signal-to-noise ratio of a gradient, coordinate by coordinate."""
 
 from typing import Any
 
@@ -9,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _validate, kernels, moments
+from jaxsgd import kernels, moments
+from jaxsgd._core import validate
 
 __all__ = ["coordinate_snr", "early_stopping_evidence"]
 
@@ -40,8 +38,8 @@ def coordinate_snr(
     count, mean, variance = _sample(gradients)
     share = 0.0
     if population_size is not None:
-        _validate.positive_integer(population_size=population_size)
-        _validate.at_most(population_size, **{"the number of examples": count})
+        validate.positive_integer(population_size=population_size)
+        validate.at_most(population_size, **{"the number of examples": count})
         share = 1 / population_size
 
     def ratio(m: Array, s: Array) -> Array:
@@ -78,7 +76,7 @@ def early_stopping_evidence(gradients: kernels.PerExampleGradients | moments.Gra
 def _sample(gradients: kernels.PerExampleGradients | moments.GradientMoments) -> tuple[int, PyTree, PyTree]:
     """m, ĝ and the sample variances s_j² with divisor m − 1."""
     count = int(gradients.count)
-    _validate.at_least(2, **{"the number of examples": count})
+    validate.at_least(2, **{"the number of examples": count})
     if isinstance(gradients, kernels.PerExampleGradients):
         kernels.require_finite(gradients)
     return count, gradients.mean() if callable(gradients.mean) else gradients.mean, gradients.variance(ddof=1)

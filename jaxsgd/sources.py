@@ -8,7 +8,7 @@ What the streaming functions take as ``data`` is one of
                otherwise, and one by one where it takes a single index only
     batches    an iterator of batches, or an object with ``iter()`` alone, such as a data loader
 
-and :func:`load` makes one of the first two of a file or a folder. Imports ``_store`` and ``_validate`` only.
+and :func:`load` makes one of the first two of a file or a folder.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,9 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from jaxsgd import _store, _validate
+from jaxsgd._core import files, validate
+
+__all__ = ["Kind", "batches", "kind", "load", "take"]
 
 Kind = Literal["arrays", "source", "batches"]
 
@@ -44,14 +46,14 @@ def load(path: Any) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     if path.is_dir():
-        files = sorted(path.glob("*.npy"))
-        if not files:
+        arrays = sorted(path.glob("*.npy"))
+        if not arrays:
             raise ValueError(f"the folder {path} must hold .npy files, got none")
-        return {file.stem: _mapped(file) for file in files}
+        return {file.stem: _mapped(file) for file in arrays}
     if path.suffix == ".npy":
         return _mapped(path)
     if path.suffix == ".npz":
-        return _store.read_arrays(path)
+        return files.read_arrays(path)
     if path.suffix == ".parquet":
         return _Parquet(path)
     raise ValueError(f"data must be an .npz, .npy or .parquet file or a folder of .npy files, got {path}")
@@ -91,10 +93,10 @@ def batches(data: Any, batch_size: int | None = None) -> Iterator[PyTree]:
             yield jax.tree.map(_as_array, batch)
         return
     is_source = kind(data) == "source"
-    population_size = len(data) if is_source else _validate.leading_axis(data=data)
-    _validate.positive_integer(**{"the number of examples": population_size})
+    population_size = len(data) if is_source else validate.leading_axis(data=data)
+    validate.positive_integer(**{"the number of examples": population_size})
     batch_size = population_size if batch_size is None else batch_size
-    _validate.positive_integer(batch_size=batch_size)
+    validate.positive_integer(batch_size=batch_size)
     for start in range(0, population_size, batch_size):
         stop = min(start + batch_size, population_size)
         if is_source:

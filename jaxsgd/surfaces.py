@@ -1,8 +1,7 @@
 """Error surfaces: the losses of single examples, and so their mean, as functions of θ along a few directions.
 
 An error surface is a function of the parameters. Every example has its own, θ ↦ L_i(θ), and the surface that training
-descends is their mean; at any θ all of them are evaluated at the same place. Imports ``_curves``, ``_sharding``,
-``_validate`` and ``kernels`` only.
+descends is their mean; at any θ all of them are evaluated at the same place.
 """
 
 from dataclasses import dataclass
@@ -14,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd import _sharding, _validate, kernels
-from jaxsgd._curves import centered_gram
+from jaxsgd import kernels
+from jaxsgd._core import devices, validate
+from jaxsgd.kernels import centered_gram
+
+__all__ = ["PrincipalDirections", "losses_along", "principal_directions"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ def principal_directions(g: kernels.PerExampleGradients, *, count: int = 2) -> P
     >>> [round(float(v), 3) for v in principal_directions(g).variances]       # they sum to tr Σ = 63/4
     [15.393, 0.357]
     """
-    _validate.positive_integer(count=count)
+    validate.positive_integer(count=count)
     kernels.require_finite(g)
     gram = centered_gram(g)
-    values, vectors = np.linalg.eigh(_sharding.on_host(gram).astype(np.float64))
+    values, vectors = np.linalg.eigh(devices.on_host(gram).astype(np.float64))
     rounding = float(np.finfo(gram.dtype).eps) * g.count * max(values[-1], 0.0)
-    _validate.at_most_rank(int(np.sum(values > rounding)), count=count)
+    validate.at_most_rank(int(np.sum(values > rounding)), count=count)
     variances, vectors = values[: -count - 1 : -1] / g.count, vectors[:, : -count - 1 : -1]
     weights = (vectors - vectors.mean(axis=0)) / np.sqrt(variances * g.count)
     rows = [g.weighted_sum(jnp.asarray(column, gram.dtype)) for column in weights.T]
@@ -87,13 +89,13 @@ def losses_along(
     >>> losses.tolist()
     [[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 4.0, 0.0]]
     """
-    _validate.floating_leaves(params=params)
-    _validate.leading_axis(data=data)
-    _validate.scalar_loss(loss_fn, params, data)
-    count = _validate.leading_axis(directions=directions)
+    validate.floating_leaves(params=params)
+    validate.leading_axis(data=data)
+    validate.scalar_loss(loss_fn, params, data)
+    count = validate.leading_axis(directions=directions)
     shapes = [(count, *leaf.shape) for leaf in jax.tree.leaves(params)]
-    _validate.like_params(jax.tree.structure(params), shapes, directions=directions)
-    _validate.columns(count, steps=steps)
+    validate.like_params(jax.tree.structure(params), shapes, directions=directions)
+    validate.columns(count, steps=steps)
     return _losses_along(loss_fn, params, data, directions, steps)
 
 

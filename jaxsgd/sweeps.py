@@ -6,8 +6,6 @@ lock on it, which the operating system takes back when the process ends, however
 given the same sweep, each takes what no other has, and all return the whole result. That holds under
 ``jax.distributed`` too, for cells whose data lie on devices of one process; a cell that all processes compute together
 is not one to be shared.
-
-Imports ``_sharding``, ``_store``, ``_validate``, ``_validate_training`` and ``training`` only.
 """
 
 import contextlib
@@ -25,7 +23,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxsgd import _sharding, _store, _validate, _validate_training, training
+from jaxsgd import training
+from jaxsgd._core import devices, files, validate, validate_training
 
 __all__ = ["Progress", "sweep"]
 
@@ -108,8 +107,8 @@ def sweep(
     [12, 22, 32]
     """
     xarray = _xarray()
-    _validate.random_key(key=key)
-    _validate_training.grid(grid)
+    validate.random_key(key=key)
+    validate_training.grid(grid)
     fixed: dict[str, Any] = {"key": hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()[:16]}
     fixed |= {"settings": dict(settings or {})}
     names = list(grid)
@@ -141,17 +140,17 @@ class Cell:
 
     def read(self) -> dict[str, np.ndarray]:
         """The results of the cell."""
-        return _store.read_record(self.path, self.settings)
+        return files.read_record(self.path, self.settings)
 
     def compute(self, run: Callable[..., Any], key: Array) -> None:
         """Run the cell and write its file."""
         own = hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).digest()
         found = run(**self.configuration, key=jax.random.fold_in(key, int.from_bytes(own[:4], "big")))
-        _store.write_bytes(self.path, _store.pack_record(_arrays(found), self.settings))
+        files.write_bytes(self.path, files.pack_record(_arrays(found), self.settings))
 
     def locked(self) -> contextlib.AbstractContextManager[bool]:
         """Hold the cell, unless another process does: whether it is held."""
-        return _store.locked(self.lock_path)
+        return files.locked(self.lock_path)
 
 
 def _compute(run: Callable[..., Any], cells: list[Cell], key: Array, progress: Callable[[Progress], Any]) -> None:
@@ -185,13 +184,13 @@ def _arrays(found: Any) -> dict[str, np.ndarray]:
     """The results of a cell as arrays, with the names of their dimensions where there are any."""
     if isinstance(found, training.RunResult):
         found = _labelled(found)
-    _validate_training.results(found)
+    validate_training.results(found)
     arrays: dict[str, np.ndarray] = {}
     for name, value in found.items():
         dims, array = value if isinstance(value, tuple) else (None, value)
-        arrays[name] = _sharding.on_host(array)
+        arrays[name] = devices.on_host(array)
         if dims is not None:
-            _validate_training.dimensions(name, dims, arrays[name].ndim)
+            validate_training.dimensions(name, dims, arrays[name].ndim)
             arrays[_DIMS + name] = np.asarray(dims, dtype=str)
     return arrays
 
@@ -217,12 +216,12 @@ def _collected(xarray: Any, grid: Mapping[str, Sequence[Any]], cells: list[dict[
         if name.startswith(_DIMS):
             continue
         values: list[Any] = [cell.get(name) for cell in cells]
-        _validate_training.equal_shapes(name, values)
+        validate_training.equal_shapes(name, values)
         default = [f"{name}_{axis}" for axis in range(cells[0][name].ndim)]
         dims = cells[0].get(_DIMS + name, np.asarray(default, dtype=str)).tolist()
-        _validate_training.free_names(dims, taken=grid)
+        validate_training.free_names(dims, taken=grid)
         if dims == [name]:
-            _validate_training.equal_values(name, values)
+            validate_training.equal_values(name, values)
             coordinates[name] = values[0]
         else:
             stacked = np.stack(values)

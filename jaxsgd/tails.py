@@ -1,7 +1,4 @@
-"""How heavy the tails of a sample are, and why an index below 2 need not mean that a variance is infinite.
-
-Imports ``_validate`` only.
-"""
+"""How heavy the tails of a sample are, and why an index below 2 need not mean that a variance is infinite."""
 
 from typing import Any
 
@@ -9,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsgd import _validate
+from jaxsgd._core import validate
 
 __all__ = ["hill_index", "kesten_index", "stable_index"]
 
@@ -42,9 +39,9 @@ def stable_index(samples: Float[Array, "n ..."], *, block_size: int) -> Float[Ar
     >>> round(float(stable_index(samples, block_size=100)), 1)
     2.0
     """
-    _validate.at_least(2, block_size=block_size)
-    _validate.multiple(block_size, **{"the number of samples": samples.shape[0]})
-    _validate.finite_if_known(samples=samples)
+    validate.at_least(2, block_size=block_size)
+    validate.multiple(block_size, **{"the number of samples": samples.shape[0]})
+    validate.finite_if_known(samples=samples)
     rows = samples.reshape(samples.shape[0], -1)
     sums = rows.reshape(-1, block_size, rows.shape[1]).sum(axis=1)
     growth = _log_norms(sums).mean() - _log_norms(rows).mean()
@@ -70,9 +67,9 @@ def hill_index(samples: Float[Array, " n"], *, num_largest: int) -> Float[Array,
     >>> round(float(hill_index(jnp.asarray([1.0, 2.0, 4.0, 8.0]), num_largest=2)), 4)
     0.9618
     """
-    _validate.positive_integer(num_largest=num_largest)
-    _validate.at_most(samples.shape[0] - 1, num_largest=num_largest)
-    _validate.finite_if_known(samples=samples)
+    validate.positive_integer(num_largest=num_largest)
+    validate.at_most(samples.shape[0] - 1, num_largest=num_largest)
+    validate.finite_if_known(samples=samples)
     largest = jnp.sort(samples)[::-1][: num_largest + 1]
     return num_largest / jnp.sum(jnp.log(largest[:-1] / largest[-1]))
 

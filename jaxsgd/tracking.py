@@ -1,6 +1,6 @@
 """Where the metrics of a run are written: a Protocol of three methods, and writers for files and TensorBoard.
 
-The signature is that of ``clu.metric_writers``, so those are writers too. Imports nothing of the package.
+The signature is that of ``clu.metric_writers``, so those are writers too.
 """
 
 import json

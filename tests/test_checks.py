@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import MODELS
-from registry import quick
 
 import jaxsgd
-from jaxsgd import _dense, _outer, _validate_losses, problems
+from jaxsgd import problems
+from jaxsgd._core import validate_losses
+from jaxsgd.kernels.factors import _dense, _outer_products
+from tests.support.models import MODELS
+from tests.support.registry import quick
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,9 @@ MUTATIONS = {
 @pytest.mark.parametrize("method", quick(MUTATIONS, {"mean"}))
 def test_names_the_statistic_and_the_parameter_that_are_wrong(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a check that compares the engine with itself, or with a tolerance that hides an error."""
-    original = {name: getattr(_outer.Outer, name) for name in ("squared_norms", "mean", "second_moment")}
+    original = {
+        name: getattr(_outer_products.OuterProducts, name) for name in ("squared_norms", "mean", "second_moment")
+    }
 
     def wrong(factor: Any, *arguments: Any) -> Any:
         del arguments
@@ -54,7 +58,7 @@ def test_names_the_statistic_and_the_parameter_that_are_wrong(method: str, monke
         stand_in.count = factor.count
         return MUTATIONS[method](stand_in)
 
-    monkeypatch.setattr(_outer.Outer, method, wrong)
+    monkeypatch.setattr(_outer_products.OuterProducts, method, wrong)
     jax.clear_caches()
     check = jaxsgd.check_per_example(*problems.mlp(*_data(), key=jax.random.key(0), hidden=4))
     jax.clear_caches()
@@ -110,5 +114,5 @@ def test_a_loss_that_passed_is_not_traced_for_randomness_again() -> None:
 
     for data, expected in ((jnp.ones((5, 3)), 2), (jnp.ones((7, 3)), 0), (jnp.ones((5, 1)), 2)):
         traced.clear()
-        _validate_losses.deterministic(loss_fn, jnp.ones(3) if expected else jnp.zeros(3), data)
+        validate_losses.deterministic(loss_fn, jnp.ones(3) if expected else jnp.zeros(3), data)
         assert len(traced) == expected

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from registry import PROBLEMS, gradients_given, network, skewed
-from twins import flat, loop, loop_of
 
 from jaxsgd import model_agnostic
+from tests.support.registry import PROBLEMS, gradients_given, network, skewed
+from tests.support.twins import flat, loop, loop_of
 
 DRAWS = 4000
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from registry import PROBLEMS, gradients_given, linear_loss, network, quick, skewed
-from twins import Loop, assert_close, flat, loop, loop_of
 
 import jaxsgd
 from jaxsgd import moments
 from jaxsgd.problems import Problem
+from tests.support.registry import PROBLEMS, gradients_given, linear_loss, network, quick, skewed
+from tests.support.twins import Loop, assert_close, flat, loop, loop_of
 
 TOLERANCE = 1e-12  # of the gradients' scale, in float64
 merge = jax.jit(moments.merge)

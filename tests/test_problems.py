@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from registry import measured
-from twins import assert_close, average, flat, line_gradients, squared_norm
 
 import jaxsgd
 from jaxsgd import problems
+from tests.support.registry import measured
+from tests.support.twins import assert_close, average, flat, line_gradients, squared_norm
 
 F = Fraction
 KEY = jax.random.key(0)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from twins import assert_close
 
 import jaxsgd
 from jaxsgd import problems, sources
+from tests.support.twins import assert_close
 
 N = 7
 X = np.arange(3.0 * N).reshape(N, 3) % 5

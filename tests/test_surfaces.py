@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from registry import classifier, gradients_given, measured, odd_leaves
-from twins import assert_close, flat, flat_rows
 
 from jaxsgd import Problem, problems, surfaces
+from tests.support.registry import classifier, gradients_given, measured, odd_leaves
+from tests.support.twins import assert_close, flat, flat_rows
 
 
 @pytest.mark.parametrize("make", [classifier, odd_leaves, problems.line_fit])

@@ -12,9 +12,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from registry import network
 
-from jaxsgd import _store, designs, sweeps, training
+from jaxsgd import designs, sweeps, training
+from jaxsgd._core import files
+from jaxsgd.training import _run
+from tests.support.registry import network
 
 KEY = jax.random.key(0)
 GRID = {"a": [1, 2], "b": ["x", "y", "z"]}
@@ -32,7 +34,7 @@ def record(calls):
     return run
 
 
-def files(folder):
+def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).glob("*.npz")}
 
 
@@ -69,7 +71,7 @@ def test_other_settings_and_keys_are_other_cells(tmp_path) -> None:
 def test_a_damaged_cell_is_computed_again_and_said_so(tmp_path, damage, caplog) -> None:
     calls: list = []
     sweeps.sweep(record(calls), GRID, tmp_path, KEY)
-    before = files(tmp_path)
+    before = contents(tmp_path)
     path = sorted(tmp_path.glob("*.npz"))[2]
     content = path.read_bytes()
     path.write_bytes(content[:-9] if damage == "truncated" else content[:40] + bytes([content[40] ^ 4]) + content[41:])
@@ -77,7 +79,7 @@ def test_a_damaged_cell_is_computed_again_and_said_so(tmp_path, damage, caplog) 
         sweeps.sweep(record(calls), GRID, tmp_path, KEY)
     assert len(calls) == 7
     assert f"computing a cell again: {path} is damaged" in caplog.text
-    assert files(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_a_failing_cell_leaves_the_others(tmp_path) -> None:
@@ -88,7 +90,7 @@ def test_a_failing_cell_leaves_the_others(tmp_path) -> None:
 
     with pytest.raises(RuntimeError, match="out of luck"):
         sweeps.sweep(run, GRID, tmp_path, KEY)
-    assert len(files(tmp_path)) == 4
+    assert len(contents(tmp_path)) == 4
     calls: list = []
     sweeps.sweep(lambda key, a, b: (calls.append(a), {"value": a})[1], GRID, tmp_path, KEY)
     assert len(calls) == 2
@@ -116,16 +118,16 @@ def train(key, batch_size, scale):
 
 
 def test_runs_are_labelled_and_compile_once_for_each_shape(tmp_path) -> None:
-    before = training._advance._cache_size()
+    before = _run._advance._cache_size()
     with pytest.raises(ValueError, match="run must return the same coordinates learning_rate in all cells"):
         sweeps.sweep(train, {"batch_size": [2, 3], "scale": [1, 2]}, tmp_path, KEY)
-    assert training._advance._cache_size() == before + 2, "four cells of two shapes"
+    assert _run._advance._cache_size() == before + 2, "four cells of two shapes"
     table = sweeps.sweep(train, {"batch_size": [2, 3], "scale": [1]}, tmp_path, KEY)
     assert table["loss"].dims == ("batch_size", "scale", "learning_rate", "run", "step")
     np.testing.assert_array_equal(table["step"], [0, 2, 4])
     np.testing.assert_allclose(table["learning_rate"], [0.1, 0.2])
     assert table["loss"].sel(batch_size=3, learning_rate=0.2, step=4, scale=1).shape == (2,)
-    assert training._advance._cache_size() == before + 2
+    assert _run._advance._cache_size() == before + 2
 
 
 def test_without_vectorized_axes(tmp_path) -> None:
@@ -193,5 +195,5 @@ def test_two_processes_share_a_sweep_and_one_is_killed(tmp_path) -> None:
 def test_files_are_records(tmp_path) -> None:
     sweeps.sweep(record([]), GRID, tmp_path, KEY)
     for path in tmp_path.glob("*.npz"):
-        assert "value" in _store.read_record(path)
+        assert "value" in files.read_record(path)
         assert "value" in np.load(path).files

@@ -1,0 +1,265 @@
+"""Every batch size at once: the variance of minibatch gradients as a curve over 1 ≤ M ≤ N.
+
+One number, tr Σ, gives the whole exact curve; one random order of the examples gives one batch of every size, so R
+orders give a Monte Carlo curve; three sums over the Gram matrix give its standard errors in closed form.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Int
+
+from jaxsgd import designs, kernels, moments
+from jaxsgd._core import devices, validate
+
+DesignName = Literal["with_replacement", "without_replacement"]
+
+_FULL_SIZE_DESIGNS: dict[str, Callable[[int], Any]] = {
+    "with_replacement": designs.WithReplacement,
+    "without_replacement": designs.WithoutReplacement,
+}
+
+
+@dataclass(frozen=True)
+class VarianceCurve:
+    """E‖ĝ − ḡ‖² for many batch sizes.
+
+    Attributes:
+        design: "with_replacement" or "without_replacement".
+        batch_sizes: M, shape (B,).
+        variance: E‖ĝ − ḡ‖², shape (B,).
+        standard_error: of ``variance``, from the draws, shape (B,); 0 for an exact curve.
+        squared_mean_error: ‖(mean of the drawn ĝ) − ḡ‖², shape (B,); 0 for an exact curve.
+        num_draws: R; 0 for an exact curve.
+    """
+
+    design: str
+    batch_sizes: Int[np.ndarray, " b"]
+    variance: Float64[np.ndarray, " b"]
+    standard_error: Float64[np.ndarray, " b"]
+    squared_mean_error: Float64[np.ndarray, " b"]
+    num_draws: int
+
+
+def variance_curve(
+    g: kernels.PerExampleGradients | moments.GradientMoments,
+    batch_sizes: Sequence[int] | Int[np.ndarray, " b"] | None = None,
+    *,
+    design: DesignName = "without_replacement",
+) -> VarianceCurve:
+    """The exact tr Cov ĝ at every batch size, from one number: tr Σ.
+
+    Without replacement it is c_M tr Σ with c_M = (N−M)/(M(N−1)); with replacement, tr Σ / M.
+
+    Args:
+        g: the moments of the population's gradients, or the gradients.
+        batch_sizes: which M in 1..N; all of them by default.
+        design: "without_replacement" or "with_replacement".
+
+    Raises:
+        TypeError, ValueError: if a batch size is not an integer in 1..N, or the design is unknown.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> variance_curve(moments.gradient_moments(loss_fn, params, data)).variance.tolist()
+    [15.75, 5.25, 1.75, 0.0]
+    """
+    m = moments.of(g)
+    population_size = int(m.count)
+    sizes = _batch_sizes(batch_sizes, population_size)
+    validate.one_of(tuple(_FULL_SIZE_DESIGNS), design=design)
+    zeros = np.zeros(len(sizes))
+    variance = _factors(design, population_size, sizes) * float(m.trace_covariance(ddof=0))
+    return VarianceCurve(design, sizes, variance, zeros, zeros, 0)
+
+
+def monte_carlo_curve(
+    g: kernels.PerExampleGradients,
+    batch_sizes: Sequence[int] | Int[np.ndarray, " b"] | None = None,
+    *,
+    key: Array,
+    num_draws: int,
+    design: DesignName = "without_replacement",
+    chunk_size: int = 32,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> VarianceCurve:
+    """E‖ĝ − ḡ‖² at every batch size, from batches really drawn: one random order of examples gives every M.
+
+    The first M examples of a random permutation are a batch without replacement, and the first M of N independent
+    draws are one with replacement. With S_M the sum of the first M centered gradients and K the centered Gram
+    matrix,
+
+        ‖S_M‖² = ‖S_{M−1}‖² + 2⟨S_{M−1}, g_j − ḡ⟩ + K_jj
+
+    for the M-th example j, and K S_M grows by one row of K: N numbers a step, whatever the number of parameters.
+
+    Args:
+        g: the gradients of the whole population.
+        batch_sizes: which M in 1..N to return; all of them by default.
+        key: order r uses ``fold_in(key, r)``.
+        num_draws: R, the number of orders, at least 2. Points of one curve share them, so they are correlated.
+        design: "without_replacement" or "with_replacement".
+        chunk_size: how many orders are compiled into one call; the result does not depend on it.
+        progress: wraps the loop over chunks, as ``tqdm`` does.
+
+    Returns:
+        :class:`VarianceCurve`. The error of rounding is about N·tr Σ times the machine's epsilon, so ask for
+        float64 where M close to N matters.
+
+    Raises:
+        TypeError, ValueError: as :func:`monte_carlo` and :func:`variance_curve`.
+    """
+    validate.random_key(key=key)
+    validate.at_least(2, num_draws=num_draws)
+    validate.positive_integer(chunk_size=chunk_size)
+    validate.one_of(tuple(_FULL_SIZE_DESIGNS), design=design)
+    kernels.require_finite(g)
+    sizes = _batch_sizes(batch_sizes, g.count)
+    gram = kernels.centered_gram(g)
+    law = _FULL_SIZE_DESIGNS[design](g.count)
+    squared_sums, counts = [], np.zeros((g.count, g.count))
+    for start in progress(range(0, num_draws, chunk_size)):
+        draws = jnp.arange(start, min(start + chunk_size, num_draws))
+        orders, chunk = _prefix_squared_norms(law, gram, key, draws)
+        squared_sums.append(devices.on_host(chunk).astype(np.float64)[:, sizes - 1])
+        np.add.at(counts, (np.arange(g.count), devices.on_host(orders)), 1)
+    squared_errors = np.concatenate(squared_sums) / sizes.astype(np.float64) ** 2
+    mean_weights = np.cumsum(counts, axis=0)[sizes - 1] / (num_draws * sizes[:, None])
+    return VarianceCurve(
+        design=design,
+        batch_sizes=sizes,
+        variance=squared_errors.mean(axis=0),
+        standard_error=squared_errors.std(axis=0, ddof=1) / num_draws**0.5,
+        squared_mean_error=_quadratic_forms(mean_weights, devices.on_host(gram).astype(np.float64)),
+        num_draws=num_draws,
+    )
+
+
+@dataclass(frozen=True)
+class SquaredErrorLaw:
+    """Mean and variance of the random number ‖ĝ − ḡ‖², for many batch sizes.
+
+    Attributes:
+        mean: E‖ĝ − ḡ‖² = tr Cov ĝ, shape (B,).
+        variance: Var ‖ĝ − ḡ‖², shape (B,).
+        squared_covariance: tr (Cov ĝ)², shape (B,).
+    """
+
+    mean: Float64[np.ndarray, " b"]
+    variance: Float64[np.ndarray, " b"]
+    squared_covariance: Float64[np.ndarray, " b"]
+
+    def of_mean(self, num_draws: int) -> "SquaredErrorLaw":
+        """The law of ‖ē‖² for the mean ē of R independent errors e_r = ĝ_r − ḡ.
+
+        ‖ē‖² = R⁻² (Σ‖e_r‖² + Σ_{r≠s} ⟨e_r, e_s⟩), two uncorrelated sums, and E⟨e_r, e_s⟩² = tr (Cov ĝ)², so
+        Var ‖ē‖² = R⁻⁴ (R Var‖e‖² + 2R(R−1) tr (Cov ĝ)²).
+        """
+        validate.positive_integer(num_draws=num_draws)
+        R = num_draws
+        return SquaredErrorLaw(
+            mean=self.mean / R,
+            variance=(self.variance + 2 * (R - 1) * self.squared_covariance) / R**3,
+            squared_covariance=self.squared_covariance / R**2,
+        )
+
+    def z_scores(self, observed: Float64[np.ndarray, " b"]) -> Float64[np.ndarray, " b"]:
+        """Observed values of ‖ĝ − ḡ‖² as standard normal scores, shape (B,); 0 where nothing is random.
+
+        A squared error is skewed, so its distance from the mean in standard deviations is no normal score. Its cube
+        root is nearly normal: with the ν = 2 mean²/variance degrees of freedom of the χ² law of the same mean and
+        variance, (observed/mean)^(1/3) has mean 1 − 2/(9ν) and variance 2/(9ν) (Wilson and Hilferty, "The
+        distribution of chi-square", PNAS 17, 1931).
+        """
+        random = self.variance > 0
+        mean = np.where(random, self.mean, 1)
+        spread = np.where(random, self.variance, 1) / (9 * mean**2)  # 2/(9ν)
+        roots = np.cbrt(observed / mean)
+        return np.where(random, (roots - (1 - spread)) / np.sqrt(spread), 0)
+
+
+def squared_error_law(
+    g: kernels.PerExampleGradients,
+    batch_sizes: Sequence[int] | Int[np.ndarray, " b"] | None = None,
+    *,
+    design: DesignName = "without_replacement",
+) -> SquaredErrorLaw:
+    """Mean and variance of ‖ĝ − ḡ‖² in closed form: the standard error of any Monte Carlo check, before it is run.
+
+    With the centered Gram matrix K, t = tr K, q = Σ K_ii², f = Σ K_ij², and a batch without replacement,
+
+        M⁴ E‖ĝ − ḡ‖⁴ = A q + B (t² + 2f),
+        A = M(N−M)(N² + N − 6NM + 6M²) / (N)₄,   B = M(M−1)(N−M)(N−M−1) / (N)₄,
+
+    where (N)₄ = N(N−1)(N−2)(N−3): the fourth moment of a sum drawn from a finite population (Isserlis, 1918, in
+    one dimension), with the 2f that several dimensions add. It follows from writing ‖Σ_{i∈s} z_i‖⁴ as a sum over
+    quadruples and using that the rows of K sum to zero. With replacement A = M/N and B = M(M−1)/N².
+
+    Args:
+        g: the gradients of the whole population; their N × N Gram matrix is formed.
+        batch_sizes: which M in 1..N; all of them by default.
+        design: "without_replacement" or "with_replacement".
+    """
+    validate.one_of(tuple(_FULL_SIZE_DESIGNS), design=design)
+    kernels.require_finite(g)
+    sizes = _batch_sizes(batch_sizes, g.count)
+    gram = devices.on_host(kernels.centered_gram(g)).astype(np.float64)
+    N, M, diagonal = float(g.count), sizes.astype(np.float64), np.diagonal(gram)
+    trace, quartic, frobenius = diagonal.sum(), np.sum(diagonal**2), np.sum(gram**2)
+    if design == "with_replacement":
+        A, B = M / N, M * (M - 1) / N**2
+    elif g.count < 4:  # a batch or its complement is one example
+        A, B = np.minimum(M, N - M) / N, np.zeros_like(M)
+    else:
+        quadruples = N * (N - 1) * (N - 2) * (N - 3)
+        A = M * (N - M) * (N**2 + N - 6 * N * M + 6 * M**2) / quadruples
+        B = M * (M - 1) * (N - M) * (N - M - 1) / quadruples
+    factors = _factors(design, g.count, sizes)
+    mean = factors * trace / N
+    fourth_moment = (A * quartic + B * (trace**2 + 2 * frobenius)) / M**4
+    return SquaredErrorLaw(mean, fourth_moment - mean**2, factors**2 * frobenius / N**2)
+
+
+def _batch_sizes(sizes: Any, population_size: int) -> Int[np.ndarray, " b"]:
+    if sizes is None:
+        return np.arange(1, population_size + 1)
+    sizes = np.asarray(sizes)
+    validate.batch_sizes(sizes, population_size=population_size)
+    return sizes
+
+
+def _factors(design: str, population_size: int, sizes: Int[np.ndarray, " b"]) -> Float64[np.ndarray, " b"]:
+    """Cov ĝ = factor · Σ, at every batch size."""
+    if design == "with_replacement":
+        return 1 / sizes
+    return (population_size - sizes) / (sizes * max(population_size - 1, 1))
+
+
+@partial(jax.jit, static_argnums=0)
+def _prefix_squared_norms(
+    law: Any, gram: Float[Array, "n n"], key: Array, draws: Int[Array, " r"]
+) -> tuple[Int[Array, "r n"], Float[Array, "r n"]]:
+    """For every draw, an order of N examples and ‖S_M‖², the squared norms of its centered prefix sums."""
+
+    def one_order(r: Int[Array, ""]) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+        order = law.indices(jax.random.fold_in(key, r), gram.shape[0])
+
+        def extend(carry: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], Array]:
+            products, squared = carry
+            squared = squared + 2 * products[j] + gram[j, j]
+            return (products + gram[j], squared), squared
+
+        start = (jnp.zeros_like(gram[0]), jnp.zeros((), gram.dtype))
+        return order, jax.lax.scan(extend, start, order)[1]
+
+    return jax.lax.map(one_order, draws)
+
+
+def _quadratic_forms(rows: Float64[np.ndarray, "b n"], gram: Float64[np.ndarray, "n n"]) -> Float64[np.ndarray, " b"]:
+    """wᵀ K w for every row w."""
+    return np.einsum("bn,bn->b", rows @ gram, rows)

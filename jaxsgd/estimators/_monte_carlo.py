@@ -1,0 +1,117 @@
+"""Expectation and variance of ĝ from batches really drawn; estimates continue and merge."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxsgd import designs, kernels
+from jaxsgd._core import sums, validate
+from jaxsgd.estimators._contraction import squared_errors
+from jaxsgd.estimators._exact import Estimate
+
+
+def monte_carlo(
+    design: designs.Design,
+    g: kernels.PerExampleGradients,
+    *,
+    key: Array,
+    num_draws: int,
+    chunk_size: int = 256,
+    first_draw: int = 0,
+) -> Estimate:
+    """E ĝ and tr Cov ĝ from batches really drawn.
+
+    With ĝ_r the gradient of draw r, m their mean, and v = Σ E[w_i] g_i the mean that the design states,
+
+        Σ ‖ĝ_r − m‖² = Σ ‖ĝ_r − v‖² − R ‖m − v‖²,
+
+    and this over R − 1 is unbiased for tr Cov ĝ, whether or not the stated mean is right. It takes one pass.
+
+    Args:
+        design: a law on w for this population.
+        g: the gradients of the whole population.
+        key: draw r uses ``fold_in(key, r)``, so results do not depend on ``chunk_size`` but for rounding.
+        num_draws: R, at least 2.
+        chunk_size: how many draws are held at a time: chunk_size · (N + P) numbers.
+        first_draw: the number of the first draw. Draws k, k + 1, … continue an estimate from draws 0, …, k − 1 with the
+            same key, and ``merge`` puts the two together.
+
+    Returns:
+        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the R numbers ‖ĝ_r − v‖² over √R.
+
+    Raises:
+        TypeError: if ``key`` is not a key.
+        ValueError: if there are fewer than two draws, the batch is larger than the population, or a gradient
+            is not finite.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> g, key = kernels.per_example_gradients(loss_fn)(params, data), jax.random.key(0)
+    >>> first = monte_carlo(designs.WithoutReplacement(2), g, key=key, num_draws=100)
+    >>> more = monte_carlo(designs.WithoutReplacement(2), g, key=key, num_draws=300, first_draw=100)
+    >>> int(merge(first, more).num_draws)
+    400
+    """
+    validate.random_key(key=key)
+    validate.at_least(2, num_draws=num_draws)
+    validate.at_least(0, first_draw=first_draw)
+    validate.positive_integer(chunk_size=chunk_size)
+    kernels.require_finite(g)
+    stated = jnp.asarray(design.mean_weights(g.count))
+    total, errors = jnp.zeros_like(stated), []
+    for start in range(first_draw, first_draw + num_draws, chunk_size):
+        draws = jnp.arange(start, min(start + chunk_size, first_draw + num_draws))
+        deviations = _draw(design, g.count, key, draws) - stated[None]
+        total = total + deviations.sum(axis=0)
+        errors.append(squared_errors(g, deviations))
+    terms = jnp.concatenate(errors)
+    mean_error = squared_errors(g, total[None] / num_draws)[0]
+    return Estimate(
+        mean=g.weighted_sum(stated + total / num_draws),
+        variance=(terms.mean() - mean_error) * (num_draws / (num_draws - 1)),
+        standard_error=terms.std(ddof=1) / num_draws**0.5,
+        num_draws=num_draws,
+        mean_squared_error=terms.mean(),
+    )
+
+
+def merge(first: Estimate, second: Estimate) -> Estimate:
+    """The estimate from the draws of two, as if ``monte_carlo`` had made them all at once, but for rounding.
+
+    With n draws of mean m, variance V and mean squared error q ± s in each, Σ‖ĝ_r − m‖² = (n − 1) V gains
+    ‖m₁ − m₂‖² n₁n₂/(n₁ + n₂) over the two sums, and n (n − 1) s² gains (q₁ − q₂)² n₁n₂/(n₁ + n₂) (Chan, Golub and
+    LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983).
+
+    Args:
+        first: from ``monte_carlo``.
+        second: from other draws of the same design and gradients.
+
+    Raises:
+        ValueError: if one of the two is not from draws.
+    """
+    for name, estimate in (("first", first), ("second", second)):
+        if estimate.mean_squared_error is None:
+            raise ValueError(f"{name} must be an estimate from monte_carlo, got one without draws")
+    a, b = first.num_draws, second.num_draws
+    count = a + b
+    distance = sums.total(
+        [jnp.sum((x - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (first.mean, second.mean)), strict=True)]
+    )
+    change = second.mean_squared_error - first.mean_squared_error
+    squares = (a - 1) * first.variance + (b - 1) * second.variance + distance * (a * b / count)
+    spread = sum(e.num_draws * (e.num_draws - 1) * e.standard_error**2 for e in (first, second))
+    return Estimate(
+        mean=jax.tree.map(lambda x, y: x + (y - x) * (b / count), first.mean, second.mean),
+        variance=squares / (count - 1),
+        standard_error=((spread + change**2 * (a * b / count)) / (count * (count - 1))) ** 0.5,
+        num_draws=count,
+        mean_squared_error=first.mean_squared_error + change * (b / count),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw(design: designs.Design, population_size: int, key: Array, draws: Int[Array, " r"]) -> Float[Array, "r n"]:
+    """The weights of draws number ``draws``."""
+    return jax.vmap(lambda r: design.weights(jax.random.fold_in(key, r), population_size))(draws)

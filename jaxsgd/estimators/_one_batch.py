@@ -1,0 +1,219 @@
+"""The variance of a minibatch gradient estimated from that one batch, and higher moments from a whole population."""
+
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxsgd import kernels
+from jaxsgd._core import devices, validate
+
+
+def with_replacement_variance(g_batch: kernels.PerExampleGradients) -> Float[Array, ""]:
+    """An unbiased estimate of tr Cov ĝ from one batch of M independent uniform draws, with its repeats: tr s²/M.
+
+    s² is the sample covariance with divisor M − 1. E s² = Σ, the population covariance with divisor N, and Cov ĝ is
+    Σ/M.
+
+    Args:
+        g_batch: the gradients of the batch, at least two.
+
+    Raises:
+        ValueError: if there are fewer than two examples, or a gradient is not finite.
+
+    References:
+        W. G. Cochran, *Sampling Techniques*, 3rd ed., Wiley 1977, section 2.8.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> round(float(with_replacement_variance(kernels.per_example_gradients(loss_fn)(params, data))), 6)
+    5.25
+    """
+    _at_least_two(g_batch)
+    return g_batch.total_deviation() / (g_batch.count * (g_batch.count - 1))
+
+
+def without_replacement_variance(g_batch: kernels.PerExampleGradients, *, population_size: int) -> Float[Array, ""]:
+    """An unbiased estimate of tr Cov ĝ from one batch of M distinct examples out of N: (1 − M/N) tr s²/M.
+
+    Here E s² = S², with divisor N − 1, not Σ, and Cov ĝ = (1 − M/N) S²/M. It is 0 for the whole population.
+
+    Args:
+        g_batch: the gradients of the batch, at least two.
+        population_size: N.
+
+    Raises:
+        TypeError: if ``population_size`` is not an integer.
+        ValueError: if there are fewer than two examples, or more than N, or a gradient is not finite.
+
+    References:
+        W. G. Cochran, *Sampling Techniques*, 3rd ed., Wiley 1977, theorem 2.4.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> g = kernels.per_example_gradients(loss_fn)(params, data)
+    >>> round(float(without_replacement_variance(g, population_size=8)), 6)
+    2.625
+    """
+    _at_least_two(g_batch)
+    _within(g_batch, population_size)
+    return with_replacement_variance(g_batch) * float(1 - Fraction(g_batch.count, int(population_size)))
+
+
+def horvitz_thompson_variance(
+    g_batch: kernels.PerExampleGradients,
+    inclusion_probabilities: Float[Array, " m"],
+    joint_inclusion_probabilities: Float[Array, "m m"],
+    *,
+    population_size: int,
+) -> Float[Array, ""]:
+    """An unbiased estimate of tr Cov ĝ for ĝ = (1/N) Σ_{i∈s} g_i/π_i from one batch s of any design.
+
+        v = (1/N²) Σ_{i,j∈s} (π_ij − π_i π_j) / (π_ij π_i π_j) ⟨g_i, g_j⟩,    π_ii = π_i.
+
+    Unbiased, since the pair i, j is in s with probability π_ij, which cancels, if every pair of the population has
+    π_ij > 0. It may be negative.
+
+    Args:
+        g_batch: the gradients of the batch.
+        inclusion_probabilities: π_i of its M examples, shape (M,).
+        joint_inclusion_probabilities: π_ij of its pairs, shape (M, M); the diagonal is not read.
+        population_size: N.
+
+    Raises:
+        TypeError: if ``population_size`` is not an integer.
+        ValueError: if there are more than N examples, shapes do not match, a gradient is not finite, or a probability
+            is not in (0, 1]; where some π_ij = 0 (systematic samples, contiguous blocks) there is no unbiased estimate.
+
+    References:
+        D. G. Horvitz and D. J. Thompson, J. Amer. Statist. Assoc. 47, 1952, doi:10.1080/01621459.1952.10483446.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> g = kernels.per_example_gradients(loss_fn)(params, data)
+    >>> halves, quarters = jnp.full(4, 0.5), jnp.full((4, 4), 0.25)
+    >>> round(float(horvitz_thompson_variance(g, halves, quarters, population_size=8)), 6)
+    2.125
+    """
+    first, joint = _probabilities(g_batch, inclusion_probabilities, joint_inclusion_probabilities, population_size)
+    products = first[:, None] * first[None, :]
+    K = devices.on_host(g_batch.gram()).astype(np.float64)
+    return _as_result(np.sum((joint - products) / (joint * products) * K), g_batch, population_size)
+
+
+def sen_yates_grundy_variance(
+    g_batch: kernels.PerExampleGradients,
+    inclusion_probabilities: Float[Array, " m"],
+    joint_inclusion_probabilities: Float[Array, "m m"],
+    *,
+    population_size: int,
+) -> Float[Array, ""]:
+    """The same for designs of fixed size, by differences, so that it is 0 where all g_i/π_i are equal.
+
+        v = (1/N²) Σ_{i<j∈s} (π_i π_j − π_ij)/π_ij ‖g_i/π_i − g_j/π_j‖²
+
+    Unbiased for designs of fixed size only, if every pair of the population has π_ij > 0; never negative where
+    π_ij ≤ π_i π_j for all pairs. Arguments and errors are those of :func:`horvitz_thompson_variance`.
+
+    References:
+        A. R. Sen, J. Indian Soc. Agric. Statist. 5, 1953. F. Yates and P. M. Grundy, J. Roy. Statist. Soc. B 15,
+        1953, doi:10.1111/j.2517-6161.1953.tb00140.x.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> g = kernels.per_example_gradients(loss_fn)(params, data)
+    >>> pairs = jnp.full((4, 4), 4 * 3 / (8 * 7))
+    >>> round(float(sen_yates_grundy_variance(g, jnp.full(4, 0.5), pairs, population_size=8)), 6)
+    2.625
+    """
+    first, joint = _probabilities(g_batch, inclusion_probabilities, joint_inclusion_probabilities, population_size)
+    products = first[:, None] * first[None, :]
+    K = devices.on_host(g_batch.gram()).astype(np.float64) / products
+    distances = np.diag(K)[:, None] + np.diag(K)[None, :] - 2 * K
+    return _as_result(np.sum((products - joint) / joint * distances) / 2, g_batch, population_size)
+
+
+class CentralMoments(NamedTuple):
+    """E (ĝ − ḡ)³ and E (ĝ − ḡ)⁴, coordinate by coordinate, pytrees like ``params``."""
+
+    third: Any
+    fourth: Any
+
+
+def without_replacement_central_moments(g: kernels.PerExampleGradients, *, batch_size: int) -> CentralMoments:
+    """Third and fourth central moments of the minibatch gradient, M distinct examples out of N, exactly.
+
+    With μ_k = (1/N) Σ (g_i − ḡ)^k in each coordinate,
+
+        E (ĝ − ḡ)³ = (N−M)(N−2M) / (M²(N−1)(N−2)) μ₃
+        E (ĝ − ḡ)⁴ = (N−M) / (M³(N−1)(N−2)(N−3)) [(N² − 6NM + N + 6M²) μ₄ + 3N(M−1)(N−M−1) μ₂²]
+
+    At M = N/2 the third moment is 0 for all data: a batch and the rest of the population have opposite errors.
+
+    Args:
+        g: the gradients of the whole population, at least four; N·P numbers are held.
+        batch_size: M.
+
+    Returns:
+        :class:`CentralMoments`.
+
+    Raises:
+        TypeError: if ``batch_size`` is not an integer.
+        ValueError: if N < 4, M is not in 1..N, or a gradient is not finite.
+
+    References:
+        P. V. Sukhatme, Sankhyā 6, 1944; for k ≤ 4 after L. Isserlis, Proc. R. Soc. A 132, 1931.
+
+    >>> from jaxsgd import problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> g = kernels.per_example_gradients(loss_fn)(params, data)
+    >>> moments = without_replacement_central_moments(g, batch_size=3)
+    >>> round(float(moments.third["b"]), 6), round(float(moments.fourth["b"]), 6)
+    (-0.083333, 0.152006)
+    """
+    kernels.require_finite(g)
+    validate.at_least(4, **{"the number of examples": g.count})
+    validate.positive_integer(batch_size=batch_size)
+    validate.batch_within_population(batch_size=batch_size, population_size=g.count)
+    N, M = g.count, int(batch_size)
+    third = Fraction((N - M) * (N - 2 * M), M**2 * (N - 1) * (N - 2))
+    common = Fraction(N - M, M**3 * (N - 1) * (N - 2) * (N - 3))
+    kurtosis, square = common * (N * N - 6 * N * M + N + 6 * M * M), common * 3 * N * (M - 1) * (N - M - 1)
+    deviations = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0, keepdims=True), g.materialize())
+    return CentralMoments(
+        third=jax.tree.map(lambda d: float(third) * jnp.mean(d**3, axis=0), deviations),
+        fourth=jax.tree.map(
+            lambda d: float(kurtosis) * jnp.mean(d**4, axis=0) + float(square) * jnp.mean(d**2, axis=0) ** 2, deviations
+        ),
+    )
+
+
+def _at_least_two(g_batch: kernels.PerExampleGradients) -> None:
+    kernels.require_finite(g_batch)
+    validate.at_least(2, **{"the number of examples": g_batch.count})
+
+
+def _within(g_batch: kernels.PerExampleGradients, population_size: int) -> None:
+    validate.positive_integer(population_size=population_size)
+    validate.batch_within_population(batch_size=g_batch.count, population_size=population_size)
+
+
+def _probabilities(
+    g_batch: kernels.PerExampleGradients, inclusion: Any, joint: Any, population_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """π_i and π_ij in float64, with π_ii = π_i."""
+    kernels.require_finite(g_batch)
+    _within(g_batch, population_size)
+    validate.vector(g_batch.count, inclusion_probabilities=inclusion)
+    validate.matrix(g_batch.count, joint_inclusion_probabilities=joint)
+    first, both = np.asarray(inclusion, np.float64), np.array(joint, np.float64)
+    np.fill_diagonal(both, first)
+    validate.positive_probabilities(inclusion_probabilities=first, joint_inclusion_probabilities=both)
+    return first, both
+
+
+def _as_result(total: Any, g_batch: kernels.PerExampleGradients, population_size: int) -> Float[Array, ""]:
+    return jnp.asarray(total / population_size**2, g_batch.squared_norms().dtype)

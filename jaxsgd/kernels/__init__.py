@@ -1,0 +1,29 @@
+"""Per-example gradients of any JAX loss.
+
+``per_example_gradients(loss_fn)`` is a transformation, like ``jax.grad``: it gives a function of
+``(params, batch)`` that returns a :class:`PerExampleGradients`. Every statistic of the batch is a method of
+that object, computed in jitted code that keeps no more than the statistic needs.
+
+The arrays may be split over the devices of a mesh; JAX's runtime then does the distributing. Inside ``jax.shard_map``
+beware of ``jax.grad``: with respect to parameters that are the same on all devices, it is, without a word, the sum of
+the gradients of all devices, unless they were cast by ``jax.lax.pcast(params, axis, to="varying")`` first. The
+functions here cast them: g_i is the gradient of example i alone, and sums over devices are the caller's to make.
+"""
+
+from jaxsgd._core.faces import at_home
+from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch
+from jaxsgd.kernels._recomputed import ScaledLoss
+from jaxsgd.kernels._transform import centered_gram, is_cheaply_factored, per_example_gradients, require_finite
+
+__all__ = [
+    "Loss",
+    "PerExampleGradients",
+    "ScaledLoss",
+    "centered_gram",
+    "is_cheaply_factored",
+    "per_example_gradients",
+    "require_finite",
+    "trace_batch",
+]
+
+at_home(__name__, __all__)

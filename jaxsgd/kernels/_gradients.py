@@ -1,0 +1,228 @@
+"""The algebra on the per-example gradients of a batch."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxsgd._core import validate
+from jaxsgd._core.sums import Flops, accumulated, accumulation_dtype, total
+from jaxsgd._core.tables import si, table
+from jaxsgd.kernels.tracing import Factor, loss_and_factors
+
+Loss = Callable[[Any, Any], Any]
+
+
+@partial(jax.jit, static_argnums=0)
+def trace_batch(loss_fn: Loss, params: PyTree, batch: PyTree) -> "PerExampleGradients":
+    """``per_example_gradients(loss_fn)(params, batch)`` for arguments that were validated before."""
+    losses, factors, rules = loss_and_factors(loss_fn, params, batch)
+    return PerExampleGradients(losses, jax.tree.structure(params), factors, rules)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PerExampleGradients:
+    """The gradients g_i of n examples at one θ, and the statistics of them.
+
+    A registered pytree: it passes through ``jit``, ``vmap`` and ``lax.scan``. Sums are accumulated, and
+    statistics returned, in float32 at least (float64 for float64 parameters), with matrix products at the
+    highest precision of the device.
+    """
+
+    example_losses: Any
+    structure: Any = field(metadata={"static": True})
+    factors: tuple[Factor, ...] = ()
+    rules: tuple[str, ...] = field(default=(), metadata={"static": True})
+
+    @property
+    def count(self) -> int:
+        """n, the number of examples."""
+        count: int = self.example_losses.shape[0]
+        return count
+
+    @property
+    def num_params(self) -> int:
+        """P, the number of scalar parameters."""
+        return sum(int(np.prod(shape)) for shape in self._shapes())
+
+    def losses(self) -> Float[Array, " n"]:
+        """L(θ, x_i), shape (n,)."""
+        return accumulated(self.example_losses)
+
+    def mean(self) -> PyTree:
+        """ḡ = (1/n) Σ g_i, a pytree like ``params``.
+
+        It is the gradient of the mean loss: θ ↦ L_i(θ) are n functions of the same θ, and differentiation
+        is linear.
+        """
+        return _compiled("_mean", self)
+
+    def squared_norms(self) -> Float[Array, " n"]:
+        """‖g_i‖², shape (n,)."""
+        return _compiled("_squared_norms", self)
+
+    def squared_deviations(self) -> Float[Array, " n"]:
+        """‖g_i − ḡ‖², shape (n,), from centered gradients, so that no digit cancels."""
+        return _compiled("_squared_deviations", self)
+
+    def inner_products(self, direction: PyTree) -> Float[Array, " n"]:
+        """⟨g_i, v⟩, shape (n,), for ``direction`` v, a pytree like ``params``."""
+        validate.like_params(self.structure, self._shapes(), direction=direction)
+        return _compiled("_inner_products", self, direction)
+
+    def weighted_sum(self, weights: Float[Array, " n"]) -> PyTree:
+        """Σ w_i g_i, a pytree like ``params``, for ``weights`` w of shape (n,)."""
+        validate.vector(self.count, weights=weights)
+        return _compiled("_weighted_sum", self, weights)
+
+    def scaled(self, scales: Float[Array, " n"]) -> "PerExampleGradients":
+        """The gradients s_i g_i, for ``scales`` s of shape (n,), in the same form; the losses are scaled too."""
+        validate.vector(self.count, scales=scales)
+        return _compiled("_scaled", self, scales)
+
+    def minus(self, other: "PerExampleGradients", coefficient: Any = 1.0) -> "PerExampleGradients":
+        """The differences g_i − β h_i, in factored form where both are, with ``coefficient`` β.
+
+        They are the gradients of L(θ, x_i) − β L(θ̃, x_i) with respect to a change of θ and θ̃ alike, and everything that
+        holds for per-example gradients holds for them. The losses are subtracted too.
+
+        Args:
+            other: gradients h of the same parameters and number of examples.
+            coefficient: β, one number.
+        """
+        if not self.factors or not other.factors:
+            raise ValueError("other must be gradients that are kept, as these must be: without a memory_limit")
+        if (other.structure, other._shapes(), other.count) != (self.structure, self._shapes(), self.count):
+            raise ValueError("other must hold gradients of the same parameters and of as many examples")
+        return _compiled("_minus", self, other, jnp.asarray(coefficient))
+
+    def second_moment(self) -> PyTree:
+        """(1/n) Σ g_i², coordinate by coordinate, a pytree like ``params``."""
+        return _compiled("_second_moment", self)
+
+    def total_deviation(self) -> Float[Array, ""]:
+        """Σ ‖g_i − ḡ‖² = n tr Σ."""
+        return _compiled("_total_deviation", self)
+
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for ``weights`` w ≥ 0 of shape (n,) and the weighted mean ḡ_w = Σ w_i g_i / Σ w_i."""
+        validate.vector(self.count, weights=weights)
+        return _compiled("_weighted_deviation", self, weights)
+
+    def variance(self, *, ddof: int = 0) -> PyTree:
+        """(1/(n − ddof)) Σ (g_i − ḡ)², coordinate by coordinate, a pytree like ``params``."""
+        validate.at_least(0, ddof=ddof)
+        validate.at_least(1 + ddof, **{"the number of examples": self.count})
+        return jax.tree.map(lambda total: total / (self.count - ddof), _compiled("_coordinate_deviations", self))
+
+    def gram(self, other: "PerExampleGradients | None" = None) -> Float[Array, "n m"]:
+        """K_ij = ⟨g_i, h_j⟩, shape (n, m), for the gradients h of ``other`` (of the same parameters), or of itself."""
+        if other is None:
+            return _compiled("_own_gram", self)
+        if (other.structure, other._shapes()) != (self.structure, self._shapes()):
+            raise ValueError("other must hold gradients of the same parameters")
+        return _compiled("_gram", self, other)
+
+    def materialize(self) -> PyTree:
+        """All g_i, a pytree like ``params`` with a leading axis of n: n·P numbers."""
+        return _compiled("_materialize", self)
+
+    def take(self, some: Any) -> "PerExampleGradients":
+        """The gradients of some of the examples, in the order of ``some``, a slice or an array of indices."""
+        factors = tuple(factor.take(some) for factor in self.factors)
+        return PerExampleGradients(self.example_losses[some], self.structure, factors, self.rules)
+
+    def explain(self) -> str:
+        """A table of what is kept for every parameter: by which rule, in how many bytes, and what statistics cost.
+
+        Costs are predicted floating-point operations, on top of the forward pass and the backward pass to the
+        activations; that of the mean is what a plain gradient spends too. The last line has the totals, and what the
+        gradients themselves would take.
+        """
+        indices = self.structure.unflatten(range(len(self.factors)))
+        rows = [("parameter", "rule", "kept as", "bytes", *(name.replace("_", " ") for name in Flops._fields))]
+        sizes = [sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(f)) for f in self.factors]
+        for path, i in jax.tree_util.tree_leaves_with_path(indices):
+            factor = self.factors[i]
+            costs = (si(sizes[i]), *map(si, factor.flops()))
+            rows.append((f"{jax.tree_util.keystr(path)} {factor.shape}", self.rules[i], factor.describe(), *costs))
+        totals = [sum(costs) for costs in zip(*(factor.flops() for factor in self.factors), strict=True)]
+        formed = self.count * self.num_params * jnp.dtype(accumulation_dtype(self.example_losses)).itemsize
+        rows.append(("total", "", f"instead of {si(formed)} bytes", si(sum(sizes)), *map(si, totals)))
+        return table(rows)
+
+    # The statistics themselves. What a caller may pass has been checked.
+
+    def _mean(self) -> PyTree:
+        return self.structure.unflatten(factor.mean() for factor in self.factors)
+
+    def _squared_norms(self) -> Float[Array, " n"]:
+        return total([factor.squared_norms() for factor in self.factors])
+
+    def _squared_deviations(self) -> Float[Array, " n"]:
+        return total([factor.squared_deviations() for factor in self.factors])
+
+    def _total_deviation(self) -> Float[Array, ""]:
+        return total([factor.total_deviation() for factor in self.factors])
+
+    def _weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        return total([factor.weighted_deviation(weights) for factor in self.factors])
+
+    def _scaled(self, scales: Float[Array, " n"]) -> "PerExampleGradients":
+        losses = self.example_losses * scales.astype(self.example_losses.dtype)
+        factors = tuple(factor.scaled(scales) for factor in self.factors)
+        return PerExampleGradients(losses, self.structure, factors, self.rules)
+
+    def _minus(self, other: "PerExampleGradients", coefficient: Float[Array, ""]) -> "PerExampleGradients":
+        losses = self.losses() - coefficient.astype(other.losses().dtype) * other.losses()
+        factors = tuple(a.minus(b, coefficient) for a, b in zip(self.factors, other.factors, strict=True))
+        return PerExampleGradients(losses, self.structure, factors, self.rules)
+
+    def _coordinate_deviations(self) -> PyTree:
+        return self.structure.unflatten(factor.coordinate_deviations() for factor in self.factors)
+
+    def _inner_products(self, direction: PyTree) -> Float[Array, " n"]:
+        leaves = jax.tree.leaves(direction)
+        return total([factor.inner_products(v) for factor, v in zip(self.factors, leaves, strict=True)])
+
+    def _weighted_sum(self, weights: Float[Array, " n"]) -> PyTree:
+        return self.structure.unflatten(factor.weighted_sum(weights) for factor in self.factors)
+
+    def _second_moment(self) -> PyTree:
+        return self.structure.unflatten(factor.second_moment() for factor in self.factors)
+
+    def _materialize(self) -> PyTree:
+        return self.structure.unflatten(factor.materialize() for factor in self.factors)
+
+    def _gram(self, other: "PerExampleGradients") -> Float[Array, "n m"]:
+        if not other.factors:  # they are recomputed: see ``_streamed``
+            return other._gram(self).T
+        return total([a.gram(b) for a, b in zip(self.factors, other.factors, strict=True)])
+
+    def _own_gram(self) -> Float[Array, "n n"]:
+        """The symmetric Gram matrix: blocks of rows against what is right of them, the rest by reflection."""
+        edges = [*range(0, self.count, max(self.count // _GRAM_BLOCKS, _SMALLEST_GRAM_BLOCK)), self.count]
+        rows = [self.take(slice(a, b))._gram(self.take(slice(a, None))) for a, b in itertools.pairwise(edges)]
+        upper = jnp.concatenate([jnp.pad(row, ((0, 0), (a, 0))) for a, row in zip(edges[:-1], rows, strict=True)])
+        first_column = np.repeat(edges[:-1], np.diff(edges))
+        return jnp.where(np.arange(self.count)[None] >= first_column[:, None], upper, upper.T)
+
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(factor.shape for factor in self.factors)
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled(method: str, g: PerExampleGradients, *arguments: Any) -> Any:
+    """One compilation for all the parameters of a statistic."""
+    return getattr(g, method)(*arguments)
+
+
+_GRAM_BLOCKS = 4  # work falls to 10/16 of the full product; smaller blocks keep the cores less busy
+_SMALLEST_GRAM_BLOCK = 64

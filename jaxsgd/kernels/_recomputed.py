@@ -1,0 +1,155 @@
+"""Per-example gradients that are not kept: every statistic computes them anew, a few examples at a time.
+
+For models and batches of which even the factors are more than memory holds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxsgd._core.sums import accumulated, chunked, squared_norm, varying_like
+from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RecomputedGradients(PerExampleGradients):
+    """The gradients of n examples, computed ``chunk_size`` examples at a time whenever a statistic is asked for."""
+
+    params: Any = None
+    batch: Any = None
+    loss_fn: Any = field(default=None, metadata={"static": True})
+    chunk_size: int = field(default=1, metadata={"static": True})
+
+    def take(self, some: Any) -> "RecomputedGradients":
+        """The gradients of some of the examples."""
+        batch = jax.tree.map(lambda leaf: leaf[some], self.batch)
+        return streamed(self.loss_fn, self.params, batch, self.chunk_size)
+
+    def explain(self) -> str:
+        """What is kept of every chunk."""
+        some = jax.tree.map(lambda leaf: leaf[: self.chunk_size], self.batch)
+        chunk: PerExampleGradients = jax.eval_shape(partial(trace_batch, self.loss_fn), self.params, some)
+        how = f"computed anew for every statistic, {self.chunk_size} of {self.count} examples at a time"
+        return f"{chunk.explain()}\n{how}"
+
+    def _mean(self) -> PyTree:
+        mean = jnp.full(self.count, 1 / self.count, accumulated(self.example_losses).dtype)
+        return self._weighted_sum(mean)
+
+    def _weighted_sum(self, weights: Float[Array, " n"]) -> PyTree:
+        return self._sum(lambda g, w: g.weighted_sum(w), weights)
+
+    def _squared_norms(self) -> Float[Array, " n"]:
+        return self._map(lambda g: g.squared_norms())
+
+    def _inner_products(self, direction: PyTree) -> Float[Array, " n"]:
+        return self._map(lambda g: g.inner_products(direction))
+
+    def _second_moment(self) -> PyTree:
+        return self._sum(lambda g: jax.tree.map(lambda leaf: leaf * (g.count / self.count), g.second_moment()))
+
+    def _squared_deviations(self) -> Float[Array, " n"]:
+        """With m the mean of a chunk and δ = m − ḡ, ‖g_i − m‖² + 2⟨g_i − m, δ⟩ + ‖δ‖²."""
+        mean = self._mean()
+
+        def deviations(g: PerExampleGradients) -> Float[Array, " n"]:
+            delta = jax.tree.map(jnp.subtract, g.mean(), mean)
+            products = g.inner_products(delta)
+            return g.squared_deviations() + 2 * (products - products.mean()) + squared_norm(delta)
+
+        return self._map(deviations)
+
+    def _total_deviation(self) -> Float[Array, ""]:
+        mean = self._mean()
+
+        def deviation(g: PerExampleGradients) -> Float[Array, ""]:
+            return g.total_deviation() + g.count * squared_norm(jax.tree.map(jnp.subtract, g.mean(), mean))
+
+        return self._sum(deviation)
+
+    def _weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        mean = self._weighted_sum(weights / weights.sum())
+
+        def deviation(g: PerExampleGradients, w: Float[Array, " n"]) -> Float[Array, ""]:
+            weight = jnp.maximum(w.sum(), jnp.finfo(w.dtype).tiny)  # type: ignore[no-untyped-call]
+            delta = jax.tree.map(jnp.subtract, g.weighted_sum(w / weight), mean)
+            within = jnp.where(w.sum() > 0, g.weighted_deviation(jnp.where(w.sum() > 0, w, jnp.ones_like(w))), 0.0)
+            return within + w.sum().astype(within.dtype) * squared_norm(delta)
+
+        return self._sum(deviation, weights)
+
+    def _scaled(self, scales: Float[Array, " n"]) -> "RecomputedGradients":
+        return streamed(ScaledLoss(self.loss_fn), self.params, (self.batch, scales), self.chunk_size)
+
+    def _coordinate_deviations(self) -> PyTree:
+        mean = self._mean()
+
+        def deviations(g: PerExampleGradients) -> PyTree:
+            return jax.tree.map(
+                lambda variance, m, overall: g.count * (variance + (m - overall) ** 2), g.variance(), g.mean(), mean
+            )
+
+        return self._sum(deviations)
+
+    def _materialize(self) -> PyTree:
+        return self._map(lambda g: g.materialize())
+
+    def _gram(self, other: PerExampleGradients) -> Float[Array, "n m"]:
+        return self._map(lambda g: g.gram(other))
+
+    def _own_gram(self) -> Float[Array, "n n"]:
+        return self._gram(self)
+
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(leaf.shape for leaf in jax.tree.leaves(self.params))
+
+    def _map(self, statistic: Callable[..., Any], *arrays: Array) -> Any:
+        """A statistic with one entry for each example, of all chunks."""
+        some, rest = chunked((self.batch, arrays), self.chunk_size)
+        found = jax.lax.map(partial(self._of_chunk, statistic), some)
+        found = jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), found)
+        if rest is None:
+            return found
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, self._of_chunk(statistic, rest))
+
+    def _sum(self, statistic: Callable[..., Any], *arrays: Array) -> Any:
+        """A statistic that is a sum over examples, of all chunks."""
+        some, rest = chunked((self.batch, arrays), self.chunk_size)
+        shapes = jax.eval_shape(partial(self._of_chunk, statistic), jax.tree.map(lambda leaf: leaf[0], some))
+        zeros = varying_like(some, jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes))
+
+        def add(total: Any, chunk: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, self._of_chunk(statistic, chunk)), None
+
+        found, _ = jax.lax.scan(add, zeros, some)
+        return found if rest is None else add(found, rest)[0]
+
+    def _of_chunk(self, statistic: Callable[..., Any], chunk: tuple[PyTree, tuple[Array, ...]]) -> Any:
+        batch, arrays = chunk
+        return statistic(trace_batch(self.loss_fn, self.params, batch), *arrays)
+
+
+@dataclass(frozen=True)
+class ScaledLoss:
+    """The loss of an example and a scale; equal for equal losses, so that it is not compiled again."""
+
+    loss_fn: Loss
+
+    def __call__(self, params: PyTree, example: tuple[PyTree, Array]) -> Array:
+        inner, scale = example
+        loss = self.loss_fn(params, inner)
+        return loss * scale.astype(loss.dtype)
+
+
+def streamed(loss_fn: Loss, params: PyTree, batch: PyTree, chunk_size: int) -> RecomputedGradients:
+    """The gradients of a batch, ``chunk_size`` examples at a time."""
+    losses = jax.lax.map(partial(loss_fn, params), batch, batch_size=chunk_size)
+    return RecomputedGradients(
+        losses, jax.tree.structure(params), params=params, batch=batch, loss_fn=loss_fn, chunk_size=chunk_size
+    )

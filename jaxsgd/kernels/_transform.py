@@ -1,0 +1,143 @@
+"""The transformation itself: from a loss to a function that gives the gradients of a batch, and what checks them."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxsgd._core import devices, validate
+from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch
+from jaxsgd.kernels._recomputed import streamed
+from jaxsgd.kernels.factors import Dense
+
+
+def per_example_gradients(
+    loss_fn: Loss, *, memory_limit: int | None = None
+) -> Callable[[PyTree, PyTree], PerExampleGradients]:
+    """Transform the loss of one example into the per-example gradients of a batch.
+
+    Args:
+        loss_fn: ``loss_fn(params, example) -> scalar``. ``example`` is ONE example: a pytree like the batch,
+            without the leading batch axis.
+        memory_limit: how many bytes what is kept of the gradients may take. Where the batch needs more, nothing is
+            kept, and every statistic computes the gradients anew, as many examples at a time as the limit allows.
+            What a forward and backward pass over so many examples takes comes on top. No limit by default.
+
+    Returns:
+        A function of ``params`` (pytree of floating-point arrays) and ``batch`` (pytree of arrays with n
+        examples along the first axis of each), which returns :class:`PerExampleGradients` and works under
+        ``jax.jit`` and ``jax.vmap``.
+
+    Raises:
+        TypeError: if a leaf of ``params`` is not a floating-point array, a leaf of ``batch`` is not an array
+            of numbers, or the loss is not one real number.
+        ValueError: if the arrays of ``batch`` differ in length or are empty, if the loss is not scalar, if it fails
+            on one example (as a loss written for a batch does), or if ``memory_limit`` is less than one example needs.
+
+    Guarantees:
+        - the same on any number of devices, up to rounding: what is kept of an example stays where the example is.
+        - compiles once: calls with the same ``loss_fn`` and shapes share one compilation, also when
+          ``per_example_gradients(loss_fn)`` is written anew each time.
+
+    >>> import jax.numpy as jnp
+    >>> def loss_fn(params, example):
+    ...     return (example["y"] - params["m"] * example["x"] - params["b"]) ** 2
+    >>> params = {"m": jnp.asarray(1.0), "b": jnp.asarray(1.0)}
+    >>> batch = {"x": jnp.asarray([0.0, 1.0, 2.0, 3.0]), "y": jnp.asarray([1.0, 3.0, 2.0, 5.0])}
+    >>> g = per_example_gradients(loss_fn)(params, batch)
+    >>> g.count, [float(norm) for norm in g.squared_norms()]
+    (4, [0.0, 8.0, 20.0, 40.0])
+    """
+    if memory_limit is not None:
+        validate.positive_integer(memory_limit=memory_limit)
+
+    def gradients(params: PyTree, batch: PyTree) -> PerExampleGradients:
+        validate.floating_leaves(params=params)
+        count = validate.leading_axis(batch=batch)
+        params, batch = devices.automatic((params, batch))
+        validate.scalar_loss(loss_fn, params, batch)
+        if memory_limit is None:
+            return trace_batch(loss_fn, params, batch)
+        chunk_size = _examples_within(memory_limit, loss_fn, params, batch, count)
+        if chunk_size == count:
+            return trace_batch(loss_fn, params, batch)
+        return _streamed(loss_fn, params, batch, chunk_size)
+
+    return gradients
+
+
+_streamed = partial(jax.jit, static_argnums=(0, 3))(streamed)
+
+
+def _examples_within(memory_limit: int, loss_fn: Loss, params: PyTree, batch: PyTree, count: int) -> int:
+    """Of how many examples at a time the factored gradients take no more than the limit."""
+
+    def bytes_kept(size: int) -> int:
+        some = jax.eval_shape(lambda batch: jax.tree.map(lambda leaf: leaf[:size], batch), batch)
+        kept = jax.eval_shape(partial(trace_batch, loss_fn), params, some)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+    of_all = bytes_kept(count)
+    if of_all <= memory_limit:
+        return count
+    of_one = bytes_kept(1)
+    if of_one > memory_limit:
+        raise ValueError(f"memory_limit must be at least {of_one} bytes, which one example needs, got {memory_limit}")
+    of_each_more = -(-(of_all - of_one) // (count - 1))
+    return min(count - 1, 1 + (memory_limit - of_one) // of_each_more)
+
+
+def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
+    """Raise ValueError, naming the example and the parameter, if a gradient is not finite.
+
+    Args:
+        g: concrete gradients; under a transformation, where values are unknown, nothing is checked.
+        first_index: the index of the first example of ``g`` in the data, for the message.
+
+    Raises:
+        TypeError: if ``g`` is something else.
+    """
+    if not isinstance(g, PerExampleGradients):
+        raise TypeError(f"g must be what per_example_gradients returns, got {validate.describe(g)}")
+    if isinstance(g.example_losses, jax.core.Tracer):
+        return
+    if jnp.isfinite(g.squared_norms()).all():
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(g.materialize()):
+        index, value = _first_not_finite(leaf) if leaf.size else (0, 0.0)
+        if not np.isfinite(float(value)):
+            raise ValueError(
+                f"gradients must be finite, got {value} for example {first_index + int(index)} "
+                f"in params{jax.tree_util.keystr(path)}"
+            )
+    dtype = g.squared_norms().dtype
+    raise ValueError(f"squared gradient norms overflow {dtype}: scale the loss down, or use float64 parameters")
+
+
+@jax.jit
+def _first_not_finite(leaf: Float[Array, "n ..."]) -> tuple[Array, Array]:
+    """The first example with a number that is not finite, and that number; examples may lie on any devices."""
+    rows = leaf.reshape(len(leaf), -1)
+    index = jnp.argmax(~jnp.isfinite(rows).all(axis=1))
+    return index, rows[index][jnp.argmax(~jnp.isfinite(rows[index]))]
+
+
+def centered_gram(g: PerExampleGradients) -> Float[Array, "n n"]:
+    """K_ij = ⟨g_i − ḡ, g_j − ḡ⟩, shape (n, n)."""
+    gram = g.gram()
+    rows = gram.mean(axis=1, keepdims=True)
+    return gram - rows - rows.T + rows.mean()
+
+
+def is_cheaply_factored(loss_fn: Loss, params: PyTree, batch: PyTree) -> bool:
+    """Whether what is formed for every example is small: biases and the like.
+
+    A heuristic: parameters that stay dense are at most an eighth of all, or few. Each of them costs as many numbers as
+    the batch has examples, which a plain gradient does not write.
+    """
+    g = jax.eval_shape(partial(trace_batch, loss_fn), params, batch)
+    dense = sum(leaf.size for leaf, f in zip(jax.tree.leaves(params), g.factors, strict=True) if isinstance(f, Dense))
+    return dense <= max(g.num_params // 8, 1024)

@@ -1,0 +1,16 @@
+"""What the per-example gradients with respect to one parameter are kept as.
+
+    OuterProducts   g_i = Σ_t a_it b_itᵀ, as a dense layer, a convolution or a recurrence gives it
+    Rows            g_i = Σ_t e_(k_it) r_itᵀ, rows added to a table, as an embedding gives it
+    WithSharedPart  one of these, and a part that is the same for every example, as a weight penalty adds it
+    Dense           g_i itself
+
+All have the same methods, the algebra of per-example gradients.
+"""
+
+from jaxsgd.kernels.factors._dense import Dense, dense_one_by_one
+from jaxsgd.kernels.factors._outer_products import Layout, OuterProducts
+from jaxsgd.kernels.factors._rows import Rows, wide
+from jaxsgd.kernels.factors._shared_part import WithSharedPart
+
+__all__ = ["Dense", "Layout", "OuterProducts", "Rows", "WithSharedPart", "dense_one_by_one", "wide"]

@@ -1,0 +1,361 @@
+"""Per-example gradients as sums of outer products, as dense layers, convolutions and recurrences give them.
+
+Nothing of n times the parameter's size is formed unless that is the cheapest exact form of a statistic, and then a few
+examples at a time.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxsgd._core.sums import Flops, accumulation_dtype, einsum, examples_at_a_time, in_blocks, varying_like
+from jaxsgd.kernels.factors._dense import Dense
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an array of shape ``base`` becomes the gradient: steps that move entries or insert zeros, never mix them.
+
+    Squares, norms and inner products can therefore be taken before or after.
+    """
+
+    base: tuple[int, ...]
+    steps: tuple[tuple[str, Any], ...] = ()
+
+    def then(self, name: str, argument: Any) -> "Layout":
+        """This layout with one more step."""
+        return Layout(self.base, (*self.steps, (name, argument)))
+
+    def over(self, length: int) -> "Layout":
+        """This layout under one more leading axis."""
+        return Layout((length, *self.base), (("each", self.steps),) if self.steps else ())
+
+    def __call__(self, array: Array) -> Array:
+        """Lay out one array, of any shape with the size of ``base``."""
+        return _lay_out(self.steps, array.reshape(self.base))
+
+    def adjoint(self, array: Array) -> Array:
+        """Read an array of the gradient's shape back into the shape ``base``."""
+        if not self.steps:
+            return array.reshape(self.base)
+        base = jax.ShapeDtypeStruct(self.base, array.dtype)  # type: ignore[no-untyped-call]
+        (out,) = jax.linear_transpose(self, base)(array)
+        return out
+
+
+def _lay_out(steps: tuple[tuple[str, Any], ...], array: Array) -> Array:
+    for name, argument in steps:
+        match name:
+            case "transpose":
+                array = array.transpose(argument)
+            case "reshape":
+                array = array.reshape(argument)
+            case "reverse":
+                array = jax.lax.rev(array, argument)
+            case "pad":
+                array = jax.lax.pad(array, jnp.zeros((), array.dtype), argument)
+            case "each":
+                array = jax.vmap(partial(_lay_out, argument))(array)
+    return array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OuterProducts:
+    """Sums of outer products: ``left`` a, shape (n, b, t, i), and ``right`` b, shape (n, b, t, o).
+
+    The gradient of example n is ``layout`` of Σ_t a_ntᵀ b_nt, one matrix (i, o) for each of b blocks.
+    """
+
+    left: Any
+    right: Any
+    layout: Layout = field(metadata={"static": True})
+
+    @property
+    def count(self) -> int:
+        """The number of examples, n."""
+        return int(self.left.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's shape."""
+        base = jax.ShapeDtypeStruct(self.layout.base, self.left.dtype)  # type: ignore[no-untyped-call]
+        return tuple(jax.eval_shape(self.layout, base).shape)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Blocks b, positions t, and the sides i and o of a block."""
+        _, b, t, i = self.left.shape
+        return b, t, i, int(self.right.shape[3])
+
+    def _arrays(self) -> tuple[Array, Array]:
+        dtype = accumulation_dtype(self.left, self.right)
+        return self.left.astype(dtype), self.right.astype(dtype)
+
+    def take(self, some: Any) -> "OuterProducts":
+        """The gradients of some of the examples."""
+        return OuterProducts(self.left[some], self.right[some], self.layout)
+
+    def block(self) -> Array:
+        """The gradient of a single example, from factors without their first axis."""
+        dtype = accumulation_dtype(self.left, self.right)
+        return self.layout(_contract(self.left.astype(dtype)[None], self.right.astype(dtype)[None]))
+
+    def weighted_sum(self, weights: Float[Array, " n"]) -> Array:
+        """Σ w_i g_i, one matrix product over examples and positions."""
+        left, right = self._arrays()
+        return self.layout(_contract(left, right * weights.astype(right.dtype)[:, None, None, None]))
+
+    def scaled(self, scales: Float[Array, " n"]) -> "OuterProducts":
+        """The gradients s_i g_i."""
+        left, right = self._arrays()
+        return OuterProducts(left, right * scales.astype(right.dtype)[:, None, None, None], self.layout)
+
+    def minus(self, other: Any, coefficient: Float[Array, ""]) -> Any:
+        """The gradients g_i − β h_i, as factors of 2t positions where those of h have the shapes of these.
+
+        AᵀB − βCᵀD = (A − C)ᵀB + Cᵀ(B − βD), in which no digit cancels where β is 1 and g_i and h_i are nearly equal.
+        """
+        if not isinstance(other, OuterProducts) or (other.layout, other.sizes) != (self.layout, self.sizes):
+            return Dense(self.materialize(), "a difference").minus(other, coefficient)
+        (left, right), (left2, right2) = self._arrays(), other._arrays()
+        return OuterProducts(
+            jnp.concatenate([left - left2, left2], axis=2),
+            jnp.concatenate([right, right - coefficient.astype(right.dtype) * right2], axis=2),
+            self.layout,
+        )
+
+    def mean(self) -> Array:
+        """(1/n) Σ g_i."""
+        return self.layout(_contract(*self._arrays()) / self.count)
+
+    def squared_norms(self) -> Float[Array, " n"]:
+        """‖g_i‖²: ‖a‖²‖b‖² for one position, else from t × t Gram matrices or the i × o matrix, whichever is less."""
+        left, right = self._arrays()
+        t = self.sizes[1]
+        if t <= 2:  # sums over pairs, without a matrix product of two rows
+            sums = jnp.zeros(left.shape[:2], left.dtype)
+            for p, q in ((p, q) for p in range(t) for q in range(t)):
+                sums += jnp.sum(left[:, :, p] * left[:, :, q], axis=2) * jnp.sum(
+                    right[:, :, p] * right[:, :, q], axis=2
+                )
+            return sums.sum(axis=1)
+        if self._pairs_are_less():
+            products = einsum("nbti,nbsi->nbts", left, left) * einsum("nbto,nbso->nbts", right, right)
+            return products.sum(axis=(1, 2, 3))
+        return self._each(lambda block: jnp.sum(block**2))
+
+    def squared_deviations(self) -> Float[Array, " n"]:
+        """‖g_i − ḡ‖², from centered factors, or from the centered i × o matrices where those are less work."""
+        _, t, i, o = self.sizes
+        if 4 * t * (i + o) > i * o and t > 1:
+            left, right = self._arrays()
+            mean = _contract(left, right / self.count)
+            return self._each(lambda block: jnp.sum((block - mean) ** 2))
+        centered, shift = self._centered()
+        products = centered.inner_products(centered.layout(shift))
+        return centered.squared_norms() - 2 * products + jnp.sum(shift**2)
+
+    def total_deviation(self) -> Float[Array, ""]:
+        """Σ ‖g_i − ḡ‖² = Σ ‖g_i‖² − n‖ḡ‖²; where that loses digits, from the deviations themselves."""
+        squares, mean = self.squared_norms().sum(), self.mean()
+        smaller = self.count * jnp.sum(mean**2)
+        return _difference(squares, smaller, _CHEAP_CANCELLATION, self._centered_total)
+
+    def _centered_total(self) -> Float[Array, ""]:
+        _, t, i, o = self.sizes
+        if 4 * t * (i + o) > i * o and t > 1:
+            return self.squared_deviations().sum()
+        centered, shift = self._centered()
+        return centered.squared_norms().sum() - self.count * jnp.sum(shift**2)
+
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
+        left, right = self._arrays()
+        weights = weights.astype(right.dtype)
+        shares = weights / weights.sum()
+        _, t, i, o = self.sizes
+        if 4 * t * (i + o) > i * o and t > 1:
+            mean = _contract(left, right * shares[:, None, None, None])
+            return jnp.sum(weights * self._each(lambda block: jnp.sum((block - mean) ** 2)))
+        centered, shift = self._balanced()._centered(shares)
+        return jnp.sum(weights * centered.squared_norms()) - weights.sum() * jnp.sum(shift**2)
+
+    def _balanced(self) -> "OuterProducts":
+        """The same products from sides that are equally large in every example.
+
+        Scales, such as 1/p_i of rare examples, may have made one side huge and the other tiny, and a mean of either
+        would drown the others.
+        """
+        left, right = self._arrays()
+        a, b = (jnp.sqrt(jnp.max(jnp.abs(side), axis=(1, 2, 3), initial=0, keepdims=True)) for side in (left, right))
+        both = (a > 0) & (b > 0)
+        shift = jnp.where(both, b / jnp.where(a > 0, a, jnp.ones_like(a)), jnp.ones_like(a))
+        return OuterProducts(left * shift, right / shift, self.layout)
+
+    def _centered(self, shares: Float[Array, " n"] | None = None) -> tuple["OuterProducts", Array]:
+        """h_i = g_i − ĀᵀB̄ as factors of 2t positions, and the mean of h, with means weighted by ``shares`` if given.
+
+        AᵀB − ĀᵀB̄ = (A − Ā)ᵀB + Āᵀ(B − B̄), in which nothing cancels when all g_i are nearly equal.
+        """
+        left, right = self._arrays()
+        if shares is None:
+            mean_left, mean_right = left.mean(axis=0, keepdims=True), right.mean(axis=0, keepdims=True)
+            mean = _contract(left, right / self.count)
+        else:
+            mean_left, mean_right = (einsum("n,nbti->bti", shares, side)[None] for side in (left, right))
+            mean = _contract(left, right * shares[:, None, None, None])
+        constant = jnp.broadcast_to(mean_left, left.shape)
+        centered = OuterProducts(
+            jnp.concatenate([left - mean_left, constant], axis=2),
+            jnp.concatenate([right, right - mean_right], axis=2),
+            Layout(self.layout.base),
+        )
+        return centered, mean - _contract(mean_left, mean_right)
+
+    def coordinate_deviations(self) -> Array:
+        """Σ (g_i − ḡ)², coordinate by coordinate.
+
+        With one position, Σg² − nḡ² = (A²)ᵀB² − nḡ² is one matrix product. Where that loses digits, because some mean
+        is large against its deviations, the same is done with h = g − āb̄ᵀ, whose mean is small: two products more.
+        Where that loses digits too, the centered gradients are summed one by one.
+        """
+        left, right = self._arrays()
+        mean = _contract(left, right / self.count)
+
+        def one_by_one() -> Array:
+            return self._sum(lambda block: (block - mean) ** 2)
+
+        def centered() -> Array:
+            squares, shift = self._centered_squares(mean)
+            return _difference(squares, self.count * shift**2, _MAX_CANCELLATION, one_by_one)
+
+        if self.sizes[1] != 1:
+            return self.layout(one_by_one())
+        squares = _contract(left**2, right**2)
+        return self.layout(_difference(squares, self.count * mean**2, _CHEAP_CANCELLATION, centered))
+
+    def _centered_squares(self, mean: Array) -> tuple[Array, Array]:
+        """Σh² and the mean of h, for h_i = g_i − āb̄ᵀ = (a_i − ā)b_iᵀ + ā(b_i − b̄)ᵀ and a single position."""
+        left, right = self._arrays()
+        mean_left, mean_right = left.mean(axis=0, keepdims=True), right.mean(axis=0, keepdims=True)
+        a, b = left - mean_left, right - mean_right
+        column = mean_left[0].swapaxes(1, 2)  # ā, shape (b, i, 1)
+        squares = _contract(a**2, right**2) + 2 * column * _contract(a, right * b)
+        squares += column**2 * jnp.sum(b**2, axis=0)
+        return squares, mean - column * mean_right[0]
+
+    def second_moment(self) -> Array:
+        """(1/n) Σ g_i², coordinate by coordinate; for one position (A²)ᵀB², one matrix product."""
+        left, right = self._arrays()
+        if self.sizes[1] == 1:
+            return self.layout(_contract(left**2, right**2 / self.count))
+        return self.layout(self._sum(jnp.square) / self.count)
+
+    def inner_products(self, direction: Array) -> Float[Array, " n"]:
+        """⟨g_i, v⟩ = Σ_t a_tᵀ V b_t."""
+        left, right = self._arrays()
+        b, _, i, o = self.sizes
+        blocks = self.layout.adjoint(direction).reshape(b, i, o).astype(left.dtype)
+        return jnp.sum(einsum("nbti,bio->nbto", left, blocks) * right, axis=(1, 2, 3))
+
+    def gram(self, other: Any) -> Float[Array, "n m"]:
+        """⟨g_i, h_j⟩; for one position (AA'ᵀ)∘(BB'ᵀ)."""
+        if not isinstance(other, OuterProducts) or other.layout != self.layout or other.sizes[0] != self.sizes[0]:
+            return Dense(self.materialize()).gram(other)
+        (left, right), (left2, right2) = self._arrays(), other._arrays()
+        if self.sizes[1] == other.sizes[1] == 1:
+            pairs = einsum("nbti,mbti->bnm", left, left2) * einsum("nbto,mbto->bnm", right, right2)
+            return pairs.sum(axis=0)
+        if self._pairs_with(other):
+            return jax.lax.map(lambda ab: _pair_products(ab[0], ab[1], left2, right2), (left, right))
+        return Dense(self.materialize()).gram(other)
+
+    def materialize(self) -> Array:
+        """All g_i, shape (n, *shape)."""
+        left, right = self._arrays()
+        if self.sizes[1] == 1:  # a broadcast is faster than a matrix product that contracts nothing
+            blocks = left[:, :, 0, :, None] * right[:, :, 0, None, :]
+        else:
+            blocks = einsum("nbti,nbto->nbio", left, right)
+        return jax.vmap(self.layout)(blocks)
+
+    def _pairs_are_less(self) -> bool:
+        """Whether the t × t Gram matrices of both sides are less work than the i × o matrix."""
+        _, t, i, o = self.sizes
+        return t * (i + o) <= i * o
+
+    def _pairs_with(self, other: "OuterProducts") -> bool:
+        """The same, for the products of all examples with all others."""
+        (_, t, i, o), s, n, m = self.sizes, other.sizes[1], self.count, other.count
+        return n * m * t * s * (i + o) < (n * t + m * s + n * m) * i * o
+
+    def flops(self) -> Flops:
+        """Predicted floating-point operations, two for a product that is added."""
+        n, (b, t, i, o) = self.count, self.sizes
+        product, pairs = 2 * n * b * t * i * o, 2 * n * b * t**2 * (i + o)
+        return Flops(
+            mean=product,
+            squared_norms=pairs if t <= 2 or self._pairs_are_less() else product + 2 * n * b * i * o,
+            second_moment=product if t == 1 else product + 2 * n * b * i * o,
+            gram=n * pairs if t == 1 or self._pairs_with(self) else product + 2 * n**2 * b * i * o,
+        )
+
+    def describe(self) -> str:
+        """How the gradients are kept, for people."""
+        return f"outer products {self.left.shape} x {self.right.shape}"
+
+    def _each(self, function: Callable[[Array], Array]) -> Array:
+        """``function`` of the (b, i, o) matrices of every example, a few examples at a time."""
+
+        def one(pair: tuple[Array, Array]) -> Array:
+            return function(einsum("bti,bto->bio", *pair))
+
+        size = examples_at_a_time(math.prod(self.sizes))
+        return jax.lax.map(one, self._arrays(), batch_size=None if size == 1 else size)
+
+    def _sum(self, function: Callable[[Array], Array]) -> Array:
+        """Σ ``function`` of the (b, i, o) matrices of every example."""
+        b, _, i, o = self.sizes
+
+        def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+            return total + function(einsum("bti,bto->bio", *pair)), None
+
+        def summed(sides: tuple[Array, Array]) -> Array:
+            return jax.lax.scan(add, varying_like(sides, jnp.zeros((b, i, o), sides[0].dtype)), sides)[0]
+
+        return in_blocks(summed, self._arrays())
+
+
+_MAX_CANCELLATION = 64.0  # Σh² over Σ(h − h̄)²: in float32, this loses 6 bits of 24
+_CHEAP_CANCELLATION = 8.0  # 3 bits, where more digits cost two more products
+
+
+def _difference(larger: Array, smaller: Array, most: float, otherwise: Callable[[], Array]) -> Array:
+    """Larger − smaller, unless some entry of it is less than larger / ``most``."""
+    difference = larger - smaller
+    return jax.lax.cond(jnp.any(larger > most * difference), otherwise, lambda: difference)
+
+
+def _contract(left: Float[Array, "n b t i"], right: Float[Array, "n b t o"]) -> Float[Array, "b i o"]:
+    """Σ over examples and positions of the outer products, one matrix product for each block."""
+    return in_blocks(lambda sides: _product(*sides), (left, right))
+
+
+def _product(left: Array, right: Array) -> Array:
+    n, b, t, i = left.shape
+    if b == 1:
+        return einsum("ri,ro->io", left.reshape(n * t, i), right.reshape(n * t, right.shape[3]))[None]
+    return einsum("nbti,nbto->bio", left, right)
+
+
+def _pair_products(left: Array, right: Array, left2: Array, right2: Array) -> Float[Array, " m"]:
+    """⟨g, h_j⟩ for one example against m others, from t × s Gram matrices."""
+    pairs = einsum("bti,mbsi->mbts", left, left2) * einsum("bto,mbso->mbts", right, right2)
+    return pairs.sum(axis=(1, 2, 3))

@@ -1,0 +1,156 @@
+"""Per-example gradients with respect to a table of which every example uses a few rows.
+
+The algebra is that of ``_outer``: a table of a hundred thousand rows is never formed for each example.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+
+from jaxsgd._core.sums import Flops, accumulated, einsum, examples_at_a_time
+from jaxsgd.kernels.factors._dense import Dense
+
+
+def wide(indices: Integer[Array, "..."]) -> Integer[Array, "..."]:
+    """Indices in a type that holds the number of rows as well, which bytes do not for a table of 256."""
+    return indices.astype(jnp.int32) if indices.dtype.itemsize < 4 else indices
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """Rows added to a table: ``indices`` k, shape (n, t), and ``rows`` r, shape (n, t, d).
+
+    The gradient of example n is zero but for the sum of the r_nt with k_nt = k in row k, of ``num_rows`` rows; an index
+    of ``num_rows`` drops its row, which must be zero. ``shape`` is that of the parameter.
+    """
+
+    indices: Any
+    rows: Any
+    shape: tuple[int, ...] = field(metadata={"static": True})
+
+    @property
+    def count(self) -> int:
+        """The number of examples, n."""
+        return int(self.indices.shape[0])
+
+    def take(self, some: Any) -> "Rows":
+        """The gradients of some of the examples."""
+        return Rows(self.indices[some], self.rows[some], self.shape)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the table has."""
+        return self.shape[0]
+
+    def _scatter(self, indices: Integer[Array, "..."], rows: Float[Array, "... d"]) -> Float[Array, "v d"]:
+        table = jnp.zeros((self.num_rows, rows.shape[-1]), rows.dtype)
+        return table.at[indices.reshape(-1)].add(rows.reshape(-1, rows.shape[-1]), mode="drop")
+
+    def _distinct(self) -> tuple[Float[Array, "n t d"], Bool[Array, "n t"]]:
+        """Rows in which an index that occurs again has been added to its first occurrence, and which these are."""
+        rows = accumulated(self.rows)
+        same = self.indices[:, :, None] == self.indices[:, None, :]
+        first = ~jnp.any(jnp.tril(same, -1), axis=2)
+        inside = (self.indices >= 0) & (self.indices < self.num_rows)
+        summed = einsum("nts,nsd->ntd", same.astype(rows.dtype), rows)
+        found = first & inside
+        return jnp.where(found[:, :, None], summed, jnp.zeros((), rows.dtype)), found
+
+    def weighted_sum(self, weights: Float[Array, " n"]) -> Array:
+        """Σ w_i g_i."""
+        rows = accumulated(self.rows)
+        return self._scatter(self.indices, rows * weights.astype(rows.dtype)[:, None, None]).reshape(self.shape)
+
+    def scaled(self, scales: Float[Array, " n"]) -> "Rows":
+        """The gradients s_i g_i."""
+        rows = accumulated(self.rows)
+        return Rows(self.indices, rows * scales.astype(rows.dtype)[:, None, None], self.shape)
+
+    def minus(self, other: Any, coefficient: Float[Array, ""]) -> Any:
+        """The gradients g_i − β h_i, as the rows of both."""
+        if not isinstance(other, Rows):
+            return Dense(self.materialize(), "a difference").minus(other, coefficient)
+        rows, rows2 = accumulated(self.rows), accumulated(other.rows)
+        indices = jnp.concatenate([self.indices, other.indices], axis=1)
+        return Rows(indices, jnp.concatenate([rows, -coefficient.astype(rows2.dtype) * rows2], axis=1), self.shape)
+
+    def mean(self) -> Array:
+        """(1/n) Σ g_i."""
+        return self._scatter(self.indices, accumulated(self.rows)).reshape(self.shape) / self.count
+
+    def squared_norms(self) -> Float[Array, " n"]:
+        """‖g_i‖²."""
+        return jnp.sum(self._distinct()[0] ** 2, axis=(1, 2))
+
+    def squared_deviations(self) -> Float[Array, " n"]:
+        """‖g_i − ḡ‖²."""
+        return self._deviations_from(self.mean().reshape(self.num_rows, -1))
+
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
+        mean = self.weighted_sum(weights / weights.sum()).reshape(self.num_rows, -1)
+        return jnp.sum(weights.astype(mean.dtype) * self._deviations_from(mean))
+
+    def _deviations_from(self, mean: Float[Array, "v d"]) -> Float[Array, " n"]:
+        """‖g_i − m‖², from ‖g_ik − m_k‖² for the rows k that example i has and ‖m_k‖² for those that it has not."""
+        rows, found = self._distinct()
+        here = jnp.sum(self._from_mean(rows, found, mean) ** 2, axis=(1, 2))
+        norms = jnp.sum(mean**2, axis=1)
+
+        def elsewhere(indices: Integer[Array, " t"]) -> Float[Array, ""]:
+            return norms.at[indices].set(jnp.zeros((), norms.dtype), mode="drop").sum()
+
+        return here + jax.lax.map(elsewhere, self.indices, batch_size=examples_at_a_time(self.num_rows))
+
+    def total_deviation(self) -> Float[Array, ""]:
+        """Σ ‖g_i − ḡ‖²."""
+        return self.coordinate_deviations().sum()
+
+    def coordinate_deviations(self) -> Array:
+        """Σ (g_i − ḡ)², in row k from (g_ik − ḡ_k)² where example i has it, and ḡ_k² where it has not."""
+        mean = self.mean().reshape(self.num_rows, -1)
+        rows, found = self._distinct()
+        here = self._scatter(self.indices, self._from_mean(rows, found, mean) ** 2)
+        times = self._scatter(self.indices, found[:, :, None].astype(rows.dtype))
+        return (here + (self.count - times) * mean**2).reshape(self.shape)
+
+    def _from_mean(self, rows: Array, found: Array, mean: Array) -> Float[Array, "n t d"]:
+        """g_ik − ḡ_k for every row k that example i has."""
+        picked = mean.at[self.indices].get(mode="fill", fill_value=0)
+        return jnp.where(found[:, :, None], rows - picked, jnp.zeros((), rows.dtype))
+
+    def second_moment(self) -> Array:
+        """(1/n) Σ g_i², coordinate by coordinate."""
+        return self._scatter(self.indices, self._distinct()[0] ** 2).reshape(self.shape) / self.count
+
+    def inner_products(self, direction: Array) -> Float[Array, " n"]:
+        """⟨g_i, v⟩."""
+        rows = accumulated(self.rows)
+        table = direction.reshape(self.num_rows, -1).astype(rows.dtype)
+        return jnp.sum(rows * table.at[self.indices].get(mode="fill", fill_value=0), axis=(1, 2))
+
+    def gram(self, other: Any) -> Float[Array, "n m"]:
+        """⟨g_i, h_j⟩, one example of the first at a time."""
+
+        def products(pair: tuple[Array, Array]) -> Array:
+            return other.inner_products(self._scatter(*pair).reshape(self.shape))
+
+        return jax.lax.map(products, (self.indices, accumulated(self.rows)))
+
+    def materialize(self) -> Array:
+        """All g_i, shape (n, *shape)."""
+        return jax.vmap(self._scatter)(self.indices, accumulated(self.rows)).reshape(self.count, *self.shape)
+
+    def flops(self) -> Flops:
+        """Predicted floating-point operations, two for a product that is added."""
+        n, t, d = self.rows.shape
+        distinct = 2 * n * t**2 * d
+        return Flops(n * t * d, distinct + 2 * n * t * d, distinct + 2 * n * t * d, 2 * n**2 * t * d)
+
+    def describe(self) -> str:
+        """How the gradients are kept, for people."""
+        return f"rows of a table {self.rows.shape}"

@@ -1,0 +1,44 @@
+"""Statistics of the gradient noise along a run, as Optax transformations that change no update.
+
+A monitor goes in front of an optimizer, ``optax.chain(monitors.noise_scale(every=16), optax.adam(1e-3))``, or into the
+``monitors`` of ``training.run_sgd``. It reads what it needs from the extra arguments of ``update``:
+
+    terms            the batch's :class:`Terms`, or a function that gives them;
+                     per_example_gradients=g does as well, for updates that are ``g.mean()``
+    group_gradients  in place of the terms, for :func:`two_batch_noise_scale`
+    full_gradient    a function without arguments, for :func:`full_gradient_cosine`
+    step             the number of the step; without it, a monitor counts its calls
+
+and :func:`readings` finds what the monitors of any optimizer state have measured. Under ``vmap`` a schedule saves time
+only if ``step`` is the same for all runs, as ``run_sgd`` has it: a count that is mapped over turns the choice between
+measuring and not into doing both.
+
+Numerators and denominators are averaged apart, with weights that fall by ``decay`` from one measurement to the next,
+and divided when read: a ratio of two noisy estimates has no mean, one of averages is nearly unbiased. Nothing is
+clipped: a noise scale is negative or infinite where the mean gradient cannot be told from zero.
+"""
+
+from jaxsgd._core.faces import at_home
+from jaxsgd.monitors._monitors import (
+    full_gradient_cosine,
+    gradient_snr,
+    gradient_tests,
+    noise_scale,
+    two_batch_noise_scale,
+)
+from jaxsgd.monitors._terms import Terms, noise_moments
+from jaxsgd.monitors._transformation import MonitorState, readings
+
+__all__ = [
+    "MonitorState",
+    "Terms",
+    "full_gradient_cosine",
+    "gradient_snr",
+    "gradient_tests",
+    "noise_moments",
+    "noise_scale",
+    "readings",
+    "two_batch_noise_scale",
+]
+
+at_home(__name__, __all__)

@@ -1,0 +1,283 @@
+"""The monitors themselves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from jaxsgd._core import sums, validate, validate_training
+from jaxsgd.monitors._terms import (
+    Where,
+    batch_noise,
+    chosen_leaves,
+    coordinate_noise,
+    group_noise,
+    groups_of,
+    projections,
+)
+from jaxsgd.monitors._transformation import Statistic, as_transformation
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NoiseScale(Statistic):
+    centered: bool
+    sums = ("trace_covariance", "squared_mean_norm")
+
+    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = chosen_leaves(updates, self.where)
+        return dict(zip(self.sums, batch_noise(chosen, self.terms(extra), centered=self.centered), strict=True))
+
+    def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
+        S, G = averages["trace_covariance"], averages["squared_mean_norm"]
+        return {"noise_scale": S / G, "trace_covariance": S, "squared_mean_norm": G}
+
+
+def noise_scale(
+    *, every: int = 1, decay: float = 0.95, where: Where | None = None, name: str = "", centered: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """The gradient noise scale B = tr Σ/‖ḡ‖² from per-example gradients.
+
+    With the norms of the m terms of a batch, S and G of :func:`noise_moments` are unbiased for tr Σ and ‖ḡ‖² if
+    examples are drawn independently. Batches without replacement measure S² in place of Σ, divisor N − 1, and G is
+    unbiased for ‖ḡ‖² − tr S²/N. A batch of fewer than two examples is left out.
+
+    Args:
+        every: measure at steps that it divides.
+        decay: of the weights of former measurements; 0 keeps the last one only.
+        where: which parameters to look at, a function of their path such as ``"['norm']['scale']"``. LayerNorm scales
+            alone predict the total of a transformer, up to a constant, at next to no cost.
+        name: a prefix of what is read.
+        centered: subtract the mean before squaring. Without it, S has a relative rounding error of 1 + 1/B times that
+            of a sum, and the cost is that of the norms alone.
+
+    Readings: ``noise_scale``, ``trace_covariance`` and ``squared_mean_norm``.
+
+    References:
+        S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162,
+        2018.
+        G. Gray, A. Tiwari, S. Bergsma, J. Hestness, "Normalization layer per-example gradients are sufficient to
+        predict gradient noise scale in transformers", NeurIPS 2024, arXiv:2411.00999.
+
+    >>> from jaxsgd import monitors, per_example_gradients, problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> g = per_example_gradients(loss_fn)(params, data)
+    >>> optimizer = optax.chain(noise_scale(), optax.sgd(0.1))
+    >>> updates, state = optimizer.update(g.mean(), optimizer.init(params), params, per_example_gradients=g)
+    >>> {name: round(float(value), 4) for name, value in monitors.readings(state).items()}
+    {'noise_scale': -5.25, 'trace_covariance': 21.0, 'squared_mean_norm': -4.0}
+    """
+    return as_transformation(_NoiseScale(every=every, decay=decay, where=where, name=name, centered=centered))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TwoBatch(_NoiseScale):
+    num_groups: int
+    group_size: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validate.at_least(2, num_groups=self.num_groups)
+        if self.group_size is not None:
+            validate.positive_integer(group_size=self.group_size)
+
+    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        given, size = extra.get("group_gradients"), self.group_size
+        if given is not None:
+            validate_training.given("two_batch_noise_scale with group_gradients", group_size=size)
+            groups: Any = chosen_leaves(given, self.where)
+        else:
+            terms = self.terms(extra)
+            groups, size = groups_of(terms, self.num_groups), terms.gradients.count // self.num_groups
+        S, G, _ = group_noise(groups, size or 1)
+        return {"trace_covariance": S, "squared_mean_norm": G}
+
+
+def two_batch_noise_scale(
+    *,
+    num_groups: int = 2,
+    group_size: int | None = None,
+    every: int = 1,
+    decay: float = 0.95,
+    where: Where | None = None,
+    name: str = "two_batch",
+) -> optax.GradientTransformationExtraArgs:
+    """The gradient noise scale from the mean gradients of the k equal parts of a batch; no per-example gradients.
+
+    What data-parallel devices and accumulated steps have at hand anyway: the small batch is one device's or one
+    micro-batch, the big batch their union. Given to ``update`` as ``group_gradients``, a pytree like the updates with a
+    leading axis of k; otherwise the terms of the batch are split.
+
+    With k groups of b examples, S = mean ‖g_k − ĝ‖²/(1/b − 1/(kb)) and G = ‖ĝ‖² − S/(kb): the estimators of McCandlish
+    et al. (2018, appendix A.1), without their cancellation. Unbiased as those of :func:`noise_scale`, whose limit k = m
+    they are, with k − 1 degrees of freedom in place of m − 1. One group with G < 0 is common: average.
+
+    Args:
+        num_groups: k, where the batch is to be split.
+        group_size: b, the number of examples behind each of the ``group_gradients``.
+        every: as in :func:`noise_scale`.
+        decay: as in :func:`noise_scale`.
+        where: as in :func:`noise_scale`.
+        name: as in :func:`noise_scale`.
+
+    Readings: ``two_batch/noise_scale``, ``two_batch/trace_covariance`` and ``two_batch/squared_mean_norm``.
+
+    >>> from jaxsgd import monitors
+    >>> optimizer = optax.chain(two_batch_noise_scale(group_size=2), optax.sgd(0.1))
+    >>> groups = jnp.asarray([[1.0, 2.0], [3.0, 2.0]])
+    >>> updates, state = optimizer.update(groups.mean(axis=0), optimizer.init(groups[0]), group_gradients=groups)
+    >>> {name: round(float(value), 4) for name, value in monitors.readings(state).items()}
+    {'two_batch/noise_scale': 0.5714, 'two_batch/trace_covariance': 4.0, 'two_batch/squared_mean_norm': 7.0}
+    """
+    return as_transformation(
+        _TwoBatch(
+            num_groups=num_groups,
+            group_size=group_size,
+            every=every,
+            decay=decay,
+            where=where,
+            name=name,
+            centered=True,
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Snr(Statistic):
+    per_coordinate: bool
+    sums = ("trace_covariance", "squared_mean_norm")
+
+    def zeros(self, params: PyTree) -> dict[str, Any]:
+        if not self.per_coordinate:
+            return super().zeros(params)
+        leaves = [jnp.zeros(p.shape, sums.accumulation_dtype(p)) for p in chosen_leaves(params, self.where)]
+        return dict.fromkeys(self.sums, leaves)
+
+    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
+        chosen, terms = chosen_leaves(updates, self.where), self.terms(extra)
+        noise = coordinate_noise(chosen, terms) if self.per_coordinate else batch_noise(chosen, terms, centered=False)
+        return dict(zip(self.sums, noise, strict=True))
+
+    def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
+        S, G = averages["trace_covariance"], averages["squared_mean_norm"]
+        if not self.per_coordinate:
+            return {"gradient_snr": G / S}
+        ratios = jnp.concatenate([(g / s).reshape(-1) for s, g in zip(S, G, strict=True)])
+        noisy = jnp.concatenate([_is_noisy(s, g).reshape(-1) for s, g in zip(S, G, strict=True)])
+        total = [sum(leaf.sum() for leaf in leaves) for leaves in (G, S)]
+        return {"gradient_snr": total[0] / total[1], "mean_coordinate_snr": jnp.mean(ratios, where=noisy)}
+
+
+def _is_noisy(variance: Array, signal: Array) -> Array:
+    """Whether a variance is more than what rounding leaves of none."""
+    eps = float(jnp.finfo(variance.dtype).eps)  # type: ignore[no-untyped-call]
+    return variance > (16 * eps) ** 2 * signal
+
+
+def gradient_snr(
+    *,
+    every: int = 1,
+    decay: float = 0.95,
+    where: Where | None = None,
+    name: str = "",
+    per_coordinate: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """The signal-to-noise ratio of one example's gradient, ‖ḡ‖²/tr Σ, and the mean of ḡ_j²/Σ_jj over coordinates.
+
+    The first is the reciprocal of the noise scale. For the second, the GSNR of Liu et al., unbiased estimates of ḡ_j²
+    and Σ_jj are averaged for every coordinate j, at the memory of two more ``params``; coordinates without noise are
+    left out.
+
+    Readings: ``gradient_snr``; with ``per_coordinate`` also ``mean_coordinate_snr``.
+
+    References:
+        J. Liu et al., "Understanding why neural networks generalize well through GSNR of parameters", ICLR 2020.
+    """
+    return as_transformation(_Snr(every=every, decay=decay, where=where, name=name, per_coordinate=per_coordinate))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tests(Statistic):
+    sums = ("variance", "projected_variance", "orthogonal_variance", "squared_norm", "fourth_power")
+
+    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
+        chosen, terms = chosen_leaves(updates, self.where), self.terms(extra)
+        squared_norm = sums.squared_norm(chosen)
+        m = jnp.asarray(terms.count, squared_norm.dtype)
+        S, _ = batch_noise(chosen, terms, centered=False)
+        along = projections(jax.tree.unflatten(terms.gradients.structure, chosen), terms)
+        values = (S / m, along / m, (S - along / squared_norm) / m, squared_norm, squared_norm**2)
+        return dict(zip(self.sums, values, strict=True))
+
+    def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
+        squared_norm = averages["squared_norm"]
+        return {
+            "norm_statistic": averages["variance"] / squared_norm,
+            "inner_product_statistic": averages["projected_variance"] / averages["fourth_power"],
+            "orthogonality_statistic": averages["orthogonal_variance"] / squared_norm,
+        }
+
+
+def gradient_tests(
+    *, every: int = 1, decay: float = 0.0, where: Where | None = None, name: str = ""
+) -> optax.GradientTransformationExtraArgs:
+    """What the norm, inner-product and orthogonality tests compare with θ² and ν²; a batch passes where it is below.
+
+        norm             tr s²/m / ‖ĝ‖²
+        inner product    Var_j⟨h_j, ĝ⟩/m / ‖ĝ‖⁴
+        orthogonality    (1/(m−1)) Σ ‖h_j − ⟨h_j, ĝ⟩ĝ/‖ĝ‖²‖² / m / ‖ĝ‖²
+
+    with sample variances (divisor m − 1). On every batch the first is the sum of the others. They are those of the
+    papers, with ‖ĝ‖² in place of ‖ḡ‖²: since E‖ĝ‖² = ‖ḡ‖² + tr Σ/m, the norm test with θ = 1 nearly always passes.
+
+    Args:
+        every: as in :func:`noise_scale`.
+        decay: 0 by default: the statistics of the last batch measured.
+        where: as in :func:`noise_scale`.
+        name: as in :func:`noise_scale`.
+
+    Readings: ``norm_statistic``, ``inner_product_statistic`` and ``orthogonality_statistic``.
+
+    References:
+        R. H. Byrd, G. M. Chin, J. Nocedal, Y. Wu, Math. Program. 134, 2012.
+        R. Bollapragada, R. Byrd, J. Nocedal, SIAM J. Optim. 28, 2018, arXiv:1710.11258.
+    """
+    return as_transformation(_Tests(every=every, decay=decay, where=where, name=name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cosine(Statistic):
+    sums = ("inner_product", "squared_norm", "full_squared_norm")
+
+    def usable(self, extra: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        return True
+
+    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
+        full = extra.get("full_gradient")
+        validate_training.given("full_gradient_cosine", full_gradient=full)
+        a, b = chosen_leaves(updates, self.where), chosen_leaves(full() if callable(full) else full, self.where)
+        products = [jnp.sum(sums.accumulated(x) * sums.accumulated(y)) for x, y in zip(a, b, strict=True)]
+        values = (sums.total(products), sums.squared_norm(a), sums.squared_norm(b))
+        return dict(zip(self.sums, values, strict=True))
+
+    def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
+        norms = jnp.sqrt(averages["squared_norm"]), jnp.sqrt(averages["full_squared_norm"])
+        return {
+            "full_gradient_cosine": averages["inner_product"] / (norms[0] * norms[1]),
+            "full_gradient_norm": norms[1],
+        }
+
+
+def full_gradient_cosine(
+    *, every: int = 1, decay: float = 0.0, where: Where | None = None, name: str = ""
+) -> optax.GradientTransformationExtraArgs:
+    """The cosine of the angle between the step's gradient and that of the mean loss over all data, ⟨ĝ, ḡ⟩/(‖ĝ‖‖ḡ‖).
+
+    A measurement differentiates all N examples: choose ``every`` accordingly.
+
+    Readings: ``full_gradient_cosine`` and ``full_gradient_norm``.
+    """
+    return as_transformation(_Cosine(every=every, decay=decay, where=where, name=name))

@@ -1,0 +1,36 @@
+"""The gradient noise scale, with an interval: how many examples until the noise of their mean gradient is its length.
+
+    B = tr Σ / ‖ḡ‖²
+
+is the batch size at which an independent batch has E‖ĝ − ḡ‖² = ‖ḡ‖² (McCandlish, Kaplan, Amodei et al., "An empirical
+model of large-batch training", arXiv:1812.06162, 2018). N Σ‖g_i‖²/‖Σ g_i‖², the gradient diversity of Yin et al.
+(AISTATS 2018), is 1 + B. It does not change with the scale of the loss or an orthogonal change of the parameters; at a
+minimum of the mean loss it is infinite.
+"""
+
+from jaxsgd._core.faces import at_home
+from jaxsgd.noise._curvature import HessianNoiseScale, hessian_noise_scale
+from jaxsgd.noise._noise_scale import (
+    NoiseScale,
+    NoiseScaleLaw,
+    noise_scale,
+    noise_scale_law,
+    two_batch_noise_scale,
+    variance_factor,
+)
+from jaxsgd.noise._u_statistics import mean_fourth_power, pair_sums
+
+__all__ = [
+    "HessianNoiseScale",
+    "NoiseScale",
+    "NoiseScaleLaw",
+    "hessian_noise_scale",
+    "mean_fourth_power",
+    "noise_scale",
+    "noise_scale_law",
+    "pair_sums",
+    "two_batch_noise_scale",
+    "variance_factor",
+]
+
+at_home(__name__, __all__)

@@ -1,0 +1,144 @@
+"""Averages over pairs of examples (U-statistics of degree two), and how they vary from sample to sample.
+
+For a symmetric kernel A, U_A = (1/(m(m − 1))) Σ_{i≠j} A_ij. Two kernels are what a noise scale is made of:
+
+    K_ij = ⟨g_i, g_j⟩             U_K is unbiased for ‖ḡ‖²
+    D_ij = ½ ‖g_i − g_j‖²         U_D is the sample variance Σ‖g_i − ĝ‖²/(m − 1)
+
+With A and B shifted to have mean 0 over pairs, r_i = Σ_{j≠i} A_ij, R = Σ r_i^A r_i^B and W = Σ_{i≠j} A_ij B_ij, the
+products of two pairs sum to W where they share both examples, to R − W where they share one, and to −2W − 4(R − W)
+where they share none (each pair counted in both orders; the total is 0). That is all a covariance needs. Two random
+pairs of N share both, one or no example in a known number of cases, and the average over each case in a sample is
+unbiased for that in the population (W. Hoeffding, "A class of statistics with asymptotically normal distribution", Ann.
+Math. Stat. 19, 1948; A. J. Lee, *U-Statistics*, 1990).
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxsgd import kernels
+from jaxsgd._core import sums
+
+MAX_GRAM = 2048
+"""From how many examples at most all products of pairs are formed; of more, those of as many chosen at random."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PairSums:
+    """Sums over the pairs of m examples; the first entry of each axis of two is for K, the second for D.
+
+    Attributes:
+        count: m.
+        means: U, shape (2,).
+        shared_one: R, shape (2, 2).
+        shared_both: W, shape (2, 2).
+        along_mean: the sample variance of the g_i in the direction of their mean, ⟨g_i, ĝ⟩/‖ĝ‖.
+        squared_covariance: tr Σ², the mean of the squared products C_ij of deviations.
+    """
+
+    count: int = field(metadata={"static": True})
+    means: Float[Array, "2"]
+    shared_one: Float[Array, "2 2"]
+    shared_both: Float[Array, "2 2"]
+    along_mean: Float[Array, ""]
+    squared_covariance: Float[Array, ""]
+
+
+@jax.jit
+def pair_sums(g: kernels.PerExampleGradients) -> PairSums:
+    """The sums over all pairs, from norms, from products with the mean and, for W alone, from the Gram matrix.
+
+    With d_i = g_i − ĝ, p_i = ⟨d_i, ĝ⟩, q_i = ‖d_i‖² and C_ij = ⟨d_i, d_j⟩,
+
+        K_ij = ‖ĝ‖² + p_i + p_j + C_ij,    D_ij = ½ (q_i + q_j) − C_ij,
+
+    and, as the d_i sum to 0, the rows are r_i^K = (m − 2) p_i − (q_i − q̄) and r_i^D = ½ m (q_i − q̄) after the shift.
+    """
+    m, mean = g.count, g.mean()
+    products, q = g.inner_products(mean), g.squared_deviations()
+    p = products - products.mean()
+    variance = q.sum() / (m - 1)
+    squared_mean_norm = sums.squared_norm(mean).astype(q.dtype)
+    spread = q - q.mean()
+    rows = jnp.stack([(m - 2) * p - spread, m / 2 * spread])
+
+    chosen = jnp.arange(m) if m <= MAX_GRAM else jax.random.permutation(jax.random.key(0), m)[:MAX_GRAM]
+    some = g if m <= MAX_GRAM else g.take(chosen)
+    n = some.count
+    both = p[chosen][:, None] + p[chosen][None]
+    halves = (q[chosen][:, None] + q[chosen][None]) / 2
+    C = some.gram() - squared_mean_norm - both + variance / m  # of mean 0 off the diagonal, as the next two
+    pairs = jnp.stack([C + both, halves - variance - C + variance / m])
+    different = 1 - jnp.eye(n, dtype=q.dtype)
+    pairs = pairs * different[None]
+    scale = m * (m - 1) / (n * (n - 1))
+    return PairSums(
+        count=m,
+        means=jnp.stack([squared_mean_norm - variance / m, variance]),
+        shared_one=jnp.einsum("ai,bi->ab", rows, rows, precision="highest"),
+        shared_both=scale * jnp.einsum("aij,bij->ab", pairs, pairs, precision="highest"),
+        along_mean=jnp.sum(p**2) / (m - 1) / squared_mean_norm,
+        squared_covariance=jnp.sum(different * C**2) / (n * (n - 1)),
+    )
+
+
+def sample_covariance(pairs: PairSums, population_size: int | None) -> Float[Array, "2 2"]:
+    """An unbiased estimate of the covariance of the two means, from the sample itself: E U_A U_B − E U_A · E U_B.
+
+    U_A U_B estimates the first. The second is the average of A_ij B_kl over all pairs of the population, N(N − 1)(N −
+    2)(N − 3) of which share no example, 4N(N − 1)(N − 2) share one and 2N(N − 1) both. At m = N it is 0.
+    """
+    m, N = pairs.count, population_size
+    of_all, share_one, share_both = 1 / falling(m, 4), 0.0, 0.0
+    if N is not None:
+        of_all = (N - 2) * (N - 3) / (falling(m, 4) * falling(N, 2))
+        share_one = (N - 2) / (falling(m, 3) * falling(N, 2))
+        share_both = 1 / (falling(m, 2) * falling(N, 2))
+    W, once = pairs.shared_both, pairs.shared_one - pairs.shared_both
+    return 2 * W * (of_all - share_both) + 4 * once * (of_all - share_one)
+
+
+def jackknife_covariance(pairs: PairSums, population_size: int | None) -> Float[Array, "2 2"]:
+    """That covariance by leaving out one example at a time: never negative, and on the average too large.
+
+    Without example i, U is (m(m − 1) U − 2 r_i)/((m − 1)(m − 2)) for the unshifted rows, so (m − 1)/m times the sum of
+    squares is 4 R/(m(m − 1)(m − 2)²); for a sample without replacement, 1 − m/N of it.
+
+    References:
+        B. Efron, C. Stein, "The jackknife estimate of variance", Ann. Statist. 9, 1981.
+    """
+    m = pairs.count
+    share = 0 if population_size is None else m / population_size
+    return 4 * (1 - share) / (m * (m - 1) * (m - 2) ** 2) * pairs.shared_one
+
+
+def mean_fourth_power(pairs: PairSums) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Unbiased estimates of ‖ḡ‖⁴ and ḡᵀΣḡ from independent examples.
+
+    ‖ḡ‖⁴ = E K₁₂K₃₄ and ḡᵀΣḡ = E K₁₂K₁₃ − E K₁₂K₃₄, each an average over different examples. With K shifted by its mean
+    U, which changes neither but the first by U², the pairs are those of the module's docstring.
+    """
+    m = pairs.count
+    W, once = pairs.shared_both[0, 0], pairs.shared_one[0, 0] - pairs.shared_both[0, 0]
+    share_none = -(2 * W + 4 * once) / falling(m, 4)
+    return pairs.means[0] ** 2 + share_none, once / falling(m, 3) - share_none
+
+
+def batch_covariance(pairs: PairSums, batch_size: int) -> Float[Array, "2 2"]:
+    """The exact covariance over batches of M without replacement of the population that the pairs are of."""
+    M, N = batch_size, pairs.count
+    both, one, none = (falling(M, k) / falling(N, k) if k <= N else 0.0 for k in (2, 3, 4))
+    W, once = pairs.shared_both, pairs.shared_one - pairs.shared_both
+    return (2 * W * both + 4 * once * one - (2 * W + 4 * once) * none) / falling(M, 2) ** 2
+
+
+def falling(n: int, k: int) -> int:
+    """The product n (n − 1) … (n − k + 1)."""
+    product = 1
+    for i in range(k):
+        product *= n - i
+    return product

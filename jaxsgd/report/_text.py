@@ -1,0 +1,224 @@
+"""The sentences of a report, and its form for a terminal."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxsgd.report._measure import Findings, advised
+
+_INDENTED: dict[str, Any] = {"width": 110, "initial_indent": "  ", "subsequent_indent": "  "}
+_MUCH_NOISE = 1.2  # of unshuffled data relative to independent draws: worth a word
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One thing that was found out.
+
+    Attributes:
+        title: what about.
+        value: the answer, in a word or a number.
+        text: what it means, in a sentence or two.
+        good: whether there is nothing to be done.
+    """
+
+    title: str
+    value: str
+    text: str
+    good: bool = True
+
+
+def verdicts(findings: Findings) -> tuple[Verdict, ...]:
+    """What a reader wants to know first."""
+    return (
+        _batch_size(findings),
+        _noise_scale(findings),
+        _per_example(findings),
+        _batch_loss(findings),
+        *_order(findings),
+    )
+
+
+def as_text(findings: Findings) -> str:
+    """The report for a terminal."""
+    lines = [
+        f"{findings.name}: {findings.num_examples} examples, {findings.num_params} parameters ({findings.dtype}), "
+        f"mean loss {findings.mean_loss:.4g}",
+        textwrap.fill(scope(findings), 110),
+        "",
+    ]
+    for verdict in verdicts(findings):
+        lines += [
+            f"{'✓' if verdict.good else '!'} {verdict.title}: {verdict.value}",
+            textwrap.fill(verdict.text, **_INDENTED),
+        ]
+    lines += [
+        "",
+        *aligned(size_rows(findings)),
+        "",
+        *aligned(design_rows(findings)),
+        "",
+        *aligned(parameter_rows(findings)),
+    ]
+    return "\n".join(lines)
+
+
+def scope(findings: Findings) -> str:
+    """What was computed from which examples."""
+    if not findings.is_sampled:
+        return f"Everything was computed from all {findings.num_examples} examples."
+    return (
+        f"Mean gradient, tr Σ and the variance at every batch size were computed from all {findings.num_examples} "
+        "examples; intervals, norms, shares of the parameters and designs marked * from "
+        f"{findings.sample_size} of them, drawn uniformly."
+    )
+
+
+def size_rows(findings: Findings) -> list[tuple[str, ...]]:
+    """A table of batch sizes: powers of two about the noise scale, and all data."""
+    head = ("batch size", "noise", "noise / signal", "steps", "examples")
+    B, N = findings.noise_scale, findings.num_examples
+    center = math.log2(min(max(B, 1), N))
+    exponents = range(max(math.floor(center) - 4, 0), math.floor(min(center + 4, math.log2(N))) + 1)
+    sizes = sorted({2**k for k in exponents} | {findings.batch_size, N})
+    return [head, *(_size_row(findings, M) for M in sizes)]
+
+
+def design_rows(findings: Findings) -> list[tuple[str, ...]]:
+    """A table of designs; an asterisk where the effect was found on the subset."""
+    rows = [
+        (row.name + (" *" if row.on_subset else ""), number(row.effect), number(row.variance))
+        for row in findings.designs
+    ]
+    return [(f"how {findings.batch_size} examples are drawn", "relative noise", "noise"), *rows]
+
+
+def parameter_rows(findings: Findings) -> list[tuple[str, ...]]:
+    """A table of parameters."""
+    rows = [
+        (p.name, str(p.shape), p.rule, percent(p.of_trace), percent(p.of_mean), f"{p.error:.0e}")
+        for p in findings.parameters
+    ]
+    return [("parameter", "shape", "rule", "of noise", "of signal", "error"), *rows]
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of a table as lines; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def number(value: Any) -> str:
+    """Three digits, and no exponent where it is easily read without."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "–∞" if value < 0 else "–"
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{value:.{max(digits, 0)}f}" if 1e-3 <= abs(value) < 1e6 else f"{value:.2e}"
+
+
+def percent(share: float) -> str:
+    """A share to a tenth of a percent."""
+    return f"{100 * share:.1f} %"
+
+
+def _size_row(findings: Findings, M: int) -> tuple[str, ...]:
+    variance = findings.variance_at(M)
+    relative = variance / findings.squared_mean_norm if findings.squared_mean_norm > 0 else math.inf
+    return (
+        str(M),
+        number(variance),
+        number(relative),
+        f"{number(findings.steps(M))}×",
+        f"{number(findings.examples(M))}×",
+    )
+
+
+def _batch_size(findings: Findings) -> Verdict:
+    M = advised(findings.noise_scale, findings.num_examples)
+    if not 0 < findings.noise_scale < math.inf:
+        why = "all gradients are equal" if findings.noise_scale == 0 else "the mean gradient is zero"
+        return Verdict("Batch size", str(M), f"There is no trade-off at this point: {why}.")
+    text = (
+        f"The largest power of two up to where noise equals signal takes {_cost(findings, M)}; "
+        f"{_next(findings, M)}. "
+        "The noise scale usually grows in training: measure again with a checkpoint."
+    )
+    return Verdict("Batch size", str(M), text)
+
+
+def _cost(findings: Findings, M: int) -> str:
+    steps, examples = number(findings.steps(M)), number(findings.examples(M))
+    return f"{steps} times the fewest steps and {examples} times the fewest examples"
+
+
+def _next(findings: Findings, M: int) -> str:
+    """What one size up or down would change."""
+    other = 2 * M if findings.num_examples >= 2 * M else max(M // 2, 1)
+    return f"at {other} it would be {number(findings.steps(other))} and {number(findings.examples(other))} times"
+
+
+def _noise_scale(findings: Findings) -> Verdict:
+    text = (
+        f"tr Σ/‖ḡ‖² = {number(findings.trace_covariance)}/{number(findings.squared_mean_norm)}, exact for these data."
+    )
+    low, high = findings.population_interval
+    if math.isnan(low):
+        return Verdict("Noise scale", number(findings.noise_scale), text)
+    level = f"{100 * findings.confidence_level:g} % confidence, from {findings.sample_size} examples"
+    if math.isinf(high):
+        found = f"at least {number(low)} ({level}): the mean gradient cannot be told from zero"
+    else:
+        found = f"{number(findings.population_noise_scale)}, between {number(low)} and {number(high)} ({level})"
+    text += f" In what the data were drawn from: {found}."
+    return Verdict("Noise scale", number(findings.noise_scale), text, good=math.isfinite(high))
+
+
+def _per_example(findings: Findings) -> Verdict:
+    check = findings.check
+    factored = sum(p.rule != "none" for p in check.parameters)
+    text = (
+        f"Every statistic {'equals' if check.passed else 'DIFFERS FROM'} the loop over {check.num_examples} examples "
+        f"to {check.largest_error:.1e}; rounding allows {check.tolerance:.1e}. "
+        f"{factored} of {len(check.parameters)} parameters are kept in factored form."
+    )
+    return Verdict("Per-example gradients", "exact" if check.passed else "wrong", text, good=check.passed)
+
+
+def _batch_loss(findings: Findings) -> Verdict:
+    found = findings.batch_loss
+    if found is None:
+        return Verdict("Batch loss", "not given", "Give the problem a batch_loss_fn to have its form told.")
+    if found.additivity is None:
+        return Verdict("Batch loss", "not told", _sentence(found.note), good=False)
+    text = f"{_sentence(found.additivity.bias)} {found.additivity.advice}"
+    if not found.agrees:
+        text += (
+            f" But its gradient is {number(100 * (found.gradient_difference or 0))} % away from that of loss_fn, which "
+            "everything else here is about: give every example's loss the same terms."
+        )
+    good = found.additivity.unbiased and found.agrees
+    return Verdict("Batch loss", found.additivity.kind.replace("_", " "), text, good=good)
+
+
+def _order(findings: Findings) -> list[Verdict]:
+    """Whether neighbors in the stored order are alike."""
+    for row in findings.designs:
+        if row.design == "CircularBlocks" and row.effect > _MUCH_NOISE:
+            text = (
+                f"Batches of {findings.batch_size} consecutive examples have {number(row.effect)} times the noise of "
+                "independent draws: neighbors are alike. Shuffle the data."
+            )
+            return [Verdict("Stored order", "shuffle", text, good=False)]
+    return []
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."

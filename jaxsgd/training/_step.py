@@ -1,0 +1,148 @@
+"""One step of SGD: the batch, its gradient, what monitors see of it, the optimizer's update.
+
+The gradient of Σ w_j L(θ, x_j) is the sum of the per-example gradients of w_j L, kept in factored form, wherever that
+costs no more than ``jax.grad``: then the terms that monitors look at are at hand, and the parameters are the same bit
+for bit whether or not there are monitors. Where a large parameter has no factored form, the gradient is ``jax.grad``'s,
+with and without monitors, and a monitor that measures computes the terms anew.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from jaxsgd import kernels, monitors
+from jaxsgd._core import validate_training
+from jaxsgd.designs import Draw, Draws
+from jaxsgd.kernels import ScaledLoss
+
+EXAMPLES_AT_A_TIME = 4096  # of which the loss over all data is computed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does, as compilations know it; equal plans share them."""
+
+    loss_fn: kernels.Loss
+    optimizer: Any
+    draws: Draws
+    monitors: tuple[optax.GradientTransformationExtraArgs, ...]
+    eval_fn: Callable[[Any], Any] | None
+    factored: bool
+    has_rates: bool
+    has_runs: bool
+
+    def over_runs(self, function: Callable[..., Any], carry_axis: int | None = 0) -> Callable[..., Any]:
+        """``function(carry, key, rate)`` for all runs: axes of learning rates, then of runs, where there are any."""
+        if self.has_runs:
+            function = jax.vmap(function, in_axes=(carry_axis, 0, None))
+        if self.has_rates:
+            function = jax.vmap(function, in_axes=(carry_axis, None, 0))
+        return function
+
+    def transformation(self, rate: Any) -> optax.GradientTransformationExtraArgs:
+        """The optimizer, for one learning rate."""
+        optimizer = self.optimizer
+        if not isinstance(optimizer, optax.GradientTransformation):
+            optimizer = optimizer(rate)
+            validate_training.made(optimizer)
+        return optax.with_extra_args_support(optimizer)
+
+
+class Carry(NamedTuple):
+    """The state of a run between two steps."""
+
+    params: PyTree
+    optimizer: Any
+    monitors: Any
+    draws: Any
+
+
+def start(plan: Plan, params: PyTree, key: Array, rate: Any) -> Carry:  # noqa: ARG001 - the same for all runs
+    """The state before the first step, with the learning rate in it where it belongs there."""
+    state = plan.transformation(rate).init(params)
+    if plan.has_rates and isinstance(plan.optimizer, optax.GradientTransformation):
+        found = optax.tree_utils.tree_get_all_with_path(state, "learning_rate")
+        validate_training.hyperparameter("learning_rate", found=bool(found))
+        state = optax.tree_utils.tree_set(state, learning_rate=rate)
+    return Carry(params, state, tuple(m.init(params) for m in plan.monitors), plan.draws.start())
+
+
+def step(plan: Plan, data: PyTree, number: Any, quiet: bool, carry: Carry, key: Array, rate: Any) -> Carry:
+    """The state after step ``number``, which counts from 0; a quiet one is not looked at by the plan's monitors."""
+    draws, draw = plan.draws(carry.draws, key, number)
+    batch = data if draw.indices is None else jax.tree.map(lambda leaf: leaf[draw.indices], data)
+    params = carry.params
+
+    def value_fn(params: PyTree, step: Any = None, terms: Any = None, full_gradient: Any = None) -> Array:  # noqa: ARG001
+        """The loss of this batch; a line search hands it the extra arguments of monitors too."""
+        return _weighted_loss(plan.loss_fn, batch, draw.weights, params)
+
+    value, gradient, terms = _gradient(plan, params, batch, draw)
+    extra = {
+        "value": value,
+        "grad": gradient,
+        "value_fn": value_fn,
+        "step": number,
+        "terms": terms,
+        "full_gradient": lambda: jax.grad(partial(mean_loss, plan.loss_fn, data))(params),
+    }
+    states = carry.monitors
+    if not quiet:
+        both = zip(plan.monitors, states, strict=True)
+        states = tuple(monitor.update(gradient, state, params, **extra)[1] for monitor, state in both)
+    updates, optimizer = plan.transformation(rate).update(gradient, carry.optimizer, params, **extra)
+    return Carry(optax.apply_updates(params, updates), optimizer, states, draws)
+
+
+def period(states: Any) -> int:
+    """A number that divides every step at which one of the monitors measures."""
+    scheduled = [state.statistic.every if isinstance(state, monitors.MonitorState) else 1 for state in states]
+    return math.gcd(*scheduled) or 1
+
+
+def measure(plan: Plan, data: PyTree, carry: Carry, key: Array, rate: Any) -> dict[str, Array]:  # noqa: ARG001
+    """The metrics of a run at one step."""
+    metrics = {"loss": mean_loss(plan.loss_fn, data, carry.params)}
+    metrics |= monitors.readings((carry.monitors, carry.optimizer))
+    if plan.eval_fn is not None:
+        found = plan.eval_fn(carry.params)
+        found = found if isinstance(found, dict) else {"eval": found}
+        found = {name: jnp.asarray(value) for name, value in found.items()}
+        validate_training.names_of(found, taken=metrics)
+        metrics |= found
+    return metrics
+
+
+def mean_loss(loss_fn: kernels.Loss, data: PyTree, params: PyTree) -> Array:
+    """The mean loss over all data."""
+    size = min(EXAMPLES_AT_A_TIME, len(jax.tree.leaves(data)[0]))
+    return jax.lax.map(partial(loss_fn, params), data, batch_size=size).mean()
+
+
+def _gradient(plan: Plan, params: PyTree, batch: PyTree, draw: Draw) -> tuple[Any, PyTree, Any]:
+    """Σ w_j L(θ, x_j), its gradient, and the terms of the batch (or how to compute them)."""
+    factor: Any = draw.weights.shape[0] if draw.drawn is None else draw.drawn.sum()
+
+    def traced() -> monitors.Terms:
+        g = kernels.trace_batch(ScaledLoss(plan.loss_fn), params, (batch, draw.weights))
+        return monitors.Terms(g, factor, draw.drawn)
+
+    if not plan.factored:
+        value, gradient = jax.value_and_grad(partial(_weighted_loss, plan.loss_fn, batch, draw.weights))(params)
+        return value, gradient, traced
+    terms = traced()
+    n = terms.gradients.count
+    gradient = jax.tree.map(lambda mean, leaf: (n * mean).astype(leaf.dtype), terms.gradients.mean(), params)
+    return terms.gradients.example_losses.sum(), gradient, terms
+
+
+def _weighted_loss(loss_fn: kernels.Loss, batch: PyTree, weights: Array, params: PyTree) -> Array:
+    losses = jax.vmap(loss_fn, in_axes=(None, 0))(params, batch)
+    return jnp.sum(weights.astype(losses.dtype) * losses)

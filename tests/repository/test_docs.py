@@ -1,0 +1,118 @@
+"""What the documentation shows is what happens, and everything public is documented."""
+
+import ast
+import doctest
+import importlib
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import jaxsgd
+
+PACKAGE = Path(jaxsgd.__file__).parent
+ROOT = PACKAGE.parent
+
+
+def module_name(path: Path) -> str:
+    """``designs/_base.py`` -> ``jaxsgd.designs._base``, and ``designs/__init__.py`` -> ``jaxsgd.designs``."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+PUBLIC = [name for name in FILES if not re.search(r"\._", name)]
+EXAMPLES = 276  # lines of doctests in the package: a file that is no longer found would take its own along
+
+
+def examples(name: str) -> Iterator[doctest.DocTest]:
+    """The examples of every docstring of a file, wherever its names are offered."""
+    text, values = FILES[name].read_text(encoding="utf-8"), vars(importlib.import_module(name))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (shown := ast.get_docstring(node)):
+            where = getattr(node, "name", name)
+            yield doctest.DocTestParser().get_doctest(shown, dict(values), where, str(FILES[name]), 0)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_doctests_under_strict_switches(name: str) -> None:
+    """With float64 and every check of the tests turned on."""
+    output, runner = io.StringIO(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for test in examples(name):
+        runner.run(test, out=output.write)
+    assert runner.failures == 0, output.getvalue()
+    shown = FILES[name].read_text(encoding="utf-8").count(">>> ")
+    assert runner.tries == shown, "an example is not collected"
+
+
+def test_no_example_is_lost() -> None:
+    """Catches files that the tests of this module do not find."""
+    assert sum(path.read_text(encoding="utf-8").count(">>> ") for path in FILES.values()) == EXAMPLES
+
+
+AS_A_READER = """
+import doctest, importlib, sys
+results = [doctest.testmod(importlib.import_module(name)) for name in sys.argv[2:]]
+print(sum(result.attempted for result in results), "of", sys.argv[1], "tried")
+sys.exit(any(result.failed for result in results) or sum(result.attempted for result in results) != int(sys.argv[1]))
+"""
+
+
+def run(*arguments: str) -> None:
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_doctests_as_a_reader_runs_them() -> None:
+    """In float32 and with JAX's defaults. Catches an output that holds under the tests' switches only."""
+    run("-c", AS_A_READER, str(EXAMPLES), *FILES)
+
+
+def test_readme_examples_as_a_reader_runs_them() -> None:
+    """Catches a README that shows nothing, or something else than what comes out."""
+    assert ">>> " in (ROOT / "README.md").read_text(encoding="utf-8"), "README.md shows no example"
+    run("-m", "doctest", "README.md")
+
+
+@pytest.mark.slow
+def test_readme_examples_under_strict_switches() -> None:
+    assert doctest.testfile(str(ROOT / "README.md"), module_relative=False).failed == 0
+
+
+def test_every_name_offered_exists() -> None:
+    for module in map(importlib.import_module, PUBLIC):
+        for name in getattr(module, "__all__", ()):
+            assert hasattr(module, name), f"{module.__name__} offers {name}, which does not exist"
+
+
+def undocumented(body: list[ast.stmt], prefix: str) -> list[str]:
+    """Public functions, classes and methods without a docstring."""
+    missing = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            name = f"{prefix}.{node.name}"
+            if not ast.get_docstring(node):
+                missing.append(name)
+            if isinstance(node, ast.ClassDef):
+                missing += undocumented(node.body, name)
+    return missing
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_everything_public_is_documented(name: str) -> None:
+    """Catches a new name without a word about it, in private modules too, whose names are re-exported."""
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{name} has no docstring"
+    assert undocumented(tree.body, name) == []
