@@ -7,47 +7,6 @@ import numpy as np
 import optax
 
 
-def kept(**named: Any) -> None:
-    """Raise unless the per-example gradients that an argument selects from are kept."""
-    for name, gradients in named.items():
-        if not gradients.factors:
-            raise ValueError(f"{name} must be None where gradients are computed anew, with a memory_limit")
-
-
-def chosen(**named: Any) -> None:
-    """Raise unless every function chose a parameter."""
-    for name, leaves in named.items():
-        if not leaves:
-            raise ValueError(f"{name} must accept at least one parameter, got none")
-
-
-def decay(**named: Any) -> None:
-    """Raise unless every value lies in [0, 1)."""
-    for name, value in named.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
-
-
-def given(who: str, **named: Any) -> None:
-    """Raise if a value that somebody needs is None."""
-    for name, value in named.items():
-        if value is None:
-            raise ValueError(f"{name} must be given to {who}")
-
-
-def new_name(*, name: str, names: Container[str]) -> None:
-    """Raise if a name is taken."""
-    if name in names:
-        raise ValueError(f"name must tell monitors apart, got {name!r} twice")
-
-
-def whole_groups(*, num_groups: int, batch_size: int, all_drawn: bool) -> None:
-    """Raise unless a batch of a fixed size can be divided into equal groups of it."""
-    if not all_drawn or batch_size % num_groups:
-        size = batch_size if all_drawn else "random"
-        raise ValueError(f"num_groups must divide a fixed batch size, got {num_groups} for a batch size that is {size}")
-
-
 def hashable(**named: Any) -> None:
     """Raise unless every value can be hashed, as what a compilation is kept for."""
     for name, value in named.items():

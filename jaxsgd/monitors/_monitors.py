@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxsgd._core import sums, validate, validate_training
+from jaxsgd._core import sums, validate
 from jaxsgd.monitors._terms import (
     Where,
     batch_noise,
@@ -19,7 +19,7 @@ from jaxsgd.monitors._terms import (
     groups_of,
     projections,
 )
-from jaxsgd.monitors._transformation import Statistic, as_transformation
+from jaxsgd.monitors._transformation import Statistic, as_transformation, require_given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class _TwoBatch(_NoiseScale):
     def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         given, size = extra.get("group_gradients"), self.group_size
         if given is not None:
-            validate_training.given("two_batch_noise_scale with group_gradients", group_size=size)
+            require_given("two_batch_noise_scale with group_gradients", group_size=size)
             groups: Any = chosen_leaves(given, self.where)
         else:
             terms = self.terms(extra)
@@ -257,7 +257,7 @@ class _Cosine(Statistic):
 
     def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
         full = extra.get("full_gradient")
-        validate_training.given("full_gradient_cosine", full_gradient=full)
+        require_given("full_gradient_cosine", full_gradient=full)
         a, b = chosen_leaves(updates, self.where), chosen_leaves(full() if callable(full) else full, self.where)
         products = [jnp.sum(sums.accumulated(x) * sums.accumulated(y)) for x, y in zip(a, b, strict=True)]
         values = (sums.total(products), sums.squared_norm(a), sums.squared_norm(b))

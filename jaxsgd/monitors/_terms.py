@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels
-from jaxsgd._core import sums, validate, validate_training
+from jaxsgd._core import sums, validate
 
 Where = Callable[[str], bool]
 
@@ -43,7 +43,8 @@ class Terms:
         if where is None:
             return self
         g = self.gradients
-        validate_training.kept(where=g)
+        if not g.factors:
+            raise ValueError("where must be None where gradients are computed anew, with a memory_limit")
         chosen = chosen_leaves(g.structure.unflatten(range(len(g.factors))), where)
         factors, rules = tuple(g.factors[i] for i in chosen), tuple(g.rules[i] for i in chosen)
         some = kernels.PerExampleGradients(g.example_losses, jax.tree.structure(chosen), factors, rules)
@@ -54,7 +55,8 @@ def chosen_leaves(tree: PyTree, where: Where | None) -> list[Any]:
     """The leaves whose path, such as ``['norm']['scale']``, ``where`` accepts; all leaves by default."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     chosen = [leaf for path, leaf in leaves if where is None or where(jax.tree_util.keystr(path))]
-    validate_training.chosen(where=chosen)
+    if not chosen:
+        raise ValueError("where must accept at least one parameter, got none")
     return chosen
 
 
@@ -149,7 +151,11 @@ def group_noise(
 def groups_of(terms: Terms, num_groups: int) -> PyTree:
     """The mean gradients of k consecutive parts of a batch, with a leading axis of k."""
     n = terms.gradients.count
-    validate_training.whole_groups(num_groups=num_groups, batch_size=n, all_drawn=terms.drawn is None)
+    if terms.drawn is not None or n % num_groups:
+        found = n if terms.drawn is None else "random"
+        raise ValueError(
+            f"num_groups must divide a fixed batch size, got {num_groups} for a batch size that is {found}"
+        )
     size = n // num_groups
     parts = [terms.gradients.take(slice(k * size, (k + 1) * size)).mean() for k in range(num_groups)]
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(terms.factor, x.dtype) * x for x in leaves]), *parts)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxsgd._core import sums, validate, validate_training
+from jaxsgd._core import sums, validate
 from jaxsgd.monitors._terms import Terms, Where
 
 
@@ -27,7 +27,8 @@ class Statistic(ABC):
 
     def __post_init__(self) -> None:
         validate.positive_integer(every=self.every)
-        validate_training.decay(decay=self.decay)
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, got {self.decay}")
 
     @abstractmethod
     def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,9 +50,16 @@ class Statistic(ABC):
     def terms(self, extra: Mapping[str, Any]) -> Terms:
         """The terms of the batch, for the parameters that are looked at."""
         given = extra.get("terms", extra.get("per_example_gradients"))
-        validate_training.given(type(self).__name__, terms=given)
+        require_given(type(self).__name__, terms=given)
         given = given() if callable(given) else given
         return (given if isinstance(given, Terms) else Terms(given)).only(self.where)
+
+
+def require_given(who: str, **named: Any) -> None:
+    """Raise if a value that somebody needs is None."""
+    for name, value in named.items():
+        if value is None:
+            raise ValueError(f"{name} must be given to {who}")
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +88,8 @@ def readings(state: PyTree) -> dict[str, Array]:
         averages = jax.tree.map(lambda total, w=node.weight: total / w.astype(total.dtype), node.totals)
         prefix = f"{node.statistic.name}/" if node.statistic.name else ""
         for name, value in node.statistic.read(averages).items():
-            validate_training.new_name(name=prefix + name, names=found)
+            if prefix + name in found:
+                raise ValueError(f"name must tell monitors apart, got {prefix + name!r} twice")
             found[prefix + name] = value
     return found
 
