@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsgd import training
-from jaxsgd._core import devices, files, validate, validate_training
+from jaxsgd._core import devices, files, validate
 
 __all__ = ["Progress", "sweep"]
 
@@ -108,7 +108,7 @@ def sweep(
     """
     xarray = _xarray()
     validate.random_key(key=key)
-    validate_training.grid(grid)
+    _check_grid(grid)
     fixed: dict[str, Any] = {"key": hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()[:16]}
     fixed |= {"settings": dict(settings or {})}
     names = list(grid)
@@ -116,6 +116,22 @@ def sweep(
     cells = [Cell(Path(folder), configuration, fixed) for configuration in configurations]
     _compute(run, cells, key, progress or (lambda _: None))
     return _collected(xarray, grid, [cell.read() for cell in cells])
+
+
+def _check_grid(grid: Any) -> None:
+    """Raise unless it is a mapping of names to non-empty sequences of different plain values."""
+    if not isinstance(grid, Mapping) or not grid:
+        raise ValueError(f"grid must map at least one name to its values, got {grid!r}")
+    for name, values in grid.items():
+        if name == "key":
+            raise ValueError("grid must not have the name 'key', which is that of the cell's random key")
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            raise ValueError(f"grid must have a non-empty list of values for {name}, got {values!r}")
+        for value in values:
+            if not isinstance(value, str | int | float):
+                raise TypeError(f"grid must hold numbers, strings and booleans, got {value!r} for {name}")
+        if len(set(values)) < len(values):
+            raise ValueError(f"grid must hold different values, got {values!r} for {name}")
 
 
 class Cell:
@@ -184,13 +200,15 @@ def _arrays(found: Any) -> dict[str, np.ndarray]:
     """The results of a cell as arrays, with the names of their dimensions where there are any."""
     if isinstance(found, training.RunResult):
         found = _labelled(found)
-    validate_training.results(found)
+    if not isinstance(found, Mapping) or not found:
+        raise TypeError(f"run must return a RunResult or a non-empty dict of arrays, got {found!r}")
     arrays: dict[str, np.ndarray] = {}
     for name, value in found.items():
         dims, array = value if isinstance(value, tuple) else (None, value)
         arrays[name] = devices.on_host(array)
         if dims is not None:
-            validate_training.dimensions(name, dims, arrays[name].ndim)
+            if isinstance(dims, str) or len(dims) != arrays[name].ndim:
+                raise ValueError(f"run must name the {arrays[name].ndim} dimensions of {name}, got {dims!r}")
             arrays[_DIMS + name] = np.asarray(dims, dtype=str)
     return arrays
 
@@ -216,12 +234,17 @@ def _collected(xarray: Any, grid: Mapping[str, Sequence[Any]], cells: list[dict[
         if name.startswith(_DIMS):
             continue
         values: list[Any] = [cell.get(name) for cell in cells]
-        validate_training.equal_shapes(name, values)
+        shapes = {None if value is None else value.shape for value in values}
+        if len(shapes) > 1:
+            raise ValueError(f"run must return arrays of one shape in all cells, got {name} of shapes {shapes}")
         default = [f"{name}_{axis}" for axis in range(cells[0][name].ndim)]
         dims = cells[0].get(_DIMS + name, np.asarray(default, dtype=str)).tolist()
-        validate_training.free_names(dims, taken=grid)
+        for dim in dims:
+            if dim in grid:
+                raise ValueError(f"run must not return dimensions with names of the grid, got {dim}")
         if dims == [name]:
-            validate_training.equal_values(name, values)
+            if not all(np.array_equal(value, values[0]) for value in values):
+                raise ValueError(f"run must return the same coordinates {name} in all cells")
             coordinates[name] = values[0]
         else:
             stacked = np.stack(values)

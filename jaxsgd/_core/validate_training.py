@@ -1,6 +1,6 @@
 """Checks of runs and of what is measured along them: keyword names are the error text."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -59,54 +59,6 @@ def names_of(metrics: Any, *, taken: Container[str]) -> None:
             raise ValueError(f"eval_fn must name its metrics by strings other than those of the run, got {name!r}")
         if getattr(value, "shape", None) != ():
             raise ValueError(f"eval_fn must return one number or a dict of numbers, got {value!r} for {name}")
-
-
-def grid(grid: Any) -> None:
-    """Raise unless it is a mapping of names to non-empty sequences of different plain values."""
-    if not isinstance(grid, Mapping) or not grid:
-        raise ValueError(f"grid must map at least one name to its values, got {grid!r}")
-    for name, values in grid.items():
-        if name == "key":
-            raise ValueError("grid must not have the name 'key', which is that of the cell's random key")
-        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-            raise ValueError(f"grid must have a non-empty list of values for {name}, got {values!r}")
-        for value in values:
-            if not isinstance(value, str | int | float):
-                raise TypeError(f"grid must hold numbers, strings and booleans, got {value!r} for {name}")
-        if len(set(values)) < len(values):
-            raise ValueError(f"grid must hold different values, got {values!r} for {name}")
-
-
-def results(found: Any) -> None:
-    """Raise unless a cell's results are a mapping."""
-    if not isinstance(found, Mapping) or not found:
-        raise TypeError(f"run must return a RunResult or a non-empty dict of arrays, got {found!r}")
-
-
-def dimensions(name: str, dims: Any, ndim: int) -> None:
-    """Raise unless there is one dimension name for each axis."""
-    if isinstance(dims, str) or len(dims) != ndim:
-        raise ValueError(f"run must name the {ndim} dimensions of {name}, got {dims!r}")
-
-
-def equal_shapes(name: str, values: Sequence[Any]) -> None:
-    """Raise unless all cells have a result, of one shape."""
-    shapes = {None if value is None else value.shape for value in values}
-    if len(shapes) > 1:
-        raise ValueError(f"run must return arrays of one shape in all cells, got {name} of shapes {shapes}")
-
-
-def free_names(dims: Sequence[str], *, taken: Container[str]) -> None:
-    """Raise if a dimension of a result has the name of one of the grid."""
-    for dim in dims:
-        if dim in taken:
-            raise ValueError(f"run must not return dimensions with names of the grid, got {dim}")
-
-
-def equal_values(name: str, values: Sequence[Any]) -> None:
-    """Raise unless the coordinates of a dimension are the same in all cells."""
-    if not all(np.array_equal(value, values[0]) for value in values):
-        raise ValueError(f"run must return the same coordinates {name} in all cells")
 
 
 def not_all_equal(**named: Any) -> None:
