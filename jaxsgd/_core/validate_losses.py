@@ -3,7 +3,6 @@
 import re
 import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_EXAMPLES_AT_A_TIME = 1024
 _passed: weakref.WeakKeyDictionary[Callable[..., Any], set[Any]] = weakref.WeakKeyDictionary()
 
 
@@ -74,17 +72,6 @@ def _equal(first: Any, second: Any) -> bool:
         jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a for a in (first, second)
     )
     return bool(np.array_equal(np.asarray(first), np.asarray(second)))
-
-
-def finite_at_start(loss: Any, loss_fn: Callable[..., Any], params: Any, data: Any) -> None:
-    """Raise, naming the first example, unless the mean ``loss`` of a run is finite before its first step."""
-    if np.isfinite(loss).all():
-        return
-    size = min(_EXAMPLES_AT_A_TIME, len(jax.tree.leaves(data)[0]))
-    losses = jax.jit(lambda p, d: jax.lax.map(partial(loss_fn, p), d, batch_size=size))(params, data)
-    finite = jnp.isfinite(losses)
-    what = "their sum" if finite.all() else f"that of example {int(jnp.argmin(finite))}"
-    raise ValueError(f"the loss of all data must be finite at the start, got {np.ravel(loss)[0]}, and {what} is not")
 
 
 def finite_gradients(moments: Any, loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:

@@ -15,9 +15,9 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxsgd import kernels, tracking
-from jaxsgd._core import devices, validate, validate_losses, validate_training
+from jaxsgd._core import devices, validate, validate_losses
 from jaxsgd.designs import draws_of
-from jaxsgd.training import _step
+from jaxsgd.training import _step, _validate
 from jaxsgd.training._checkpoint import Checkpoint, digest, program_digest
 from jaxsgd.training._step import Carry, Plan
 
@@ -138,9 +138,9 @@ def run_sgd(
     if gradient is not None:
         validate.one_of(("factored", "plain"), gradient=gradient)
     if learning_rates is not None:
-        validate_training.rates(learning_rates=learning_rates)
-    validate_training.optimizer(optimizer, tuned=learning_rates is not None)
-    validate_training.hashable(loss_fn=loss_fn, design=design, optimizer=optimizer, eval_fn=eval_fn)
+        _validate.rates(learning_rates=learning_rates)
+    _validate.optimizer(optimizer, tuned=learning_rates is not None)
+    _validate.hashable(loss_fn=loss_fn, design=design, optimizer=optimizer, eval_fn=eval_fn)
     jax.eval_shape(lambda k: design.weights(k, population_size), key)  # the design's own checks
 
     params, data = (jax.tree.map(jnp.asarray, tree) for tree in (params, data))
@@ -255,7 +255,7 @@ class _Run:
             for place in itertools.product(*map(range, value.shape))
         }
         if number == 0:
-            validate_losses.finite_at_start(found["loss"], self.plan.loss_fn, self.params, self.data)
+            _validate.finite_at_start(found["loss"], self.plan.loss_fn, self.params, self.data)
         self.writer.write_scalars(number, scalars)
         self.records.append((number, found))  # in one piece, whenever an interruption comes
 

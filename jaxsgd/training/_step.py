@@ -18,7 +18,6 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxsgd import kernels, monitors
-from jaxsgd._core import validate_training
 from jaxsgd.designs import Draw, Draws
 from jaxsgd.kernels import ScaledLoss
 
@@ -51,7 +50,8 @@ class Plan:
         optimizer = self.optimizer
         if not isinstance(optimizer, optax.GradientTransformation):
             optimizer = optimizer(rate)
-            validate_training.made(optimizer)
+            if not isinstance(optimizer, optax.GradientTransformation):
+                raise TypeError(f"optimizer must make an Optax transformation from a learning rate, got {optimizer!r}")
         return optax.with_extra_args_support(optimizer)
 
 
@@ -68,8 +68,11 @@ def start(plan: Plan, params: PyTree, key: Array, rate: Any) -> Carry:  # noqa: 
     """The state before the first step, with the learning rate in it where it belongs there."""
     state = plan.transformation(rate).init(params)
     if plan.has_rates and isinstance(plan.optimizer, optax.GradientTransformation):
-        found = optax.tree_utils.tree_get_all_with_path(state, "learning_rate")
-        validate_training.hyperparameter("learning_rate", found=bool(found))
+        if not optax.tree_utils.tree_get_all_with_path(state, "learning_rate"):
+            raise ValueError(
+                "optimizer must be a function of the learning rate, or have the hyperparameter learning_rate in its "
+                "state, as optax.inject_hyperparams gives it"
+            )
         state = optax.tree_utils.tree_set(state, learning_rate=rate)
     return Carry(params, state, tuple(m.init(params) for m in plan.monitors), plan.draws.start())
 
@@ -115,7 +118,11 @@ def measure(plan: Plan, data: PyTree, carry: Carry, key: Array, rate: Any) -> di
         found = plan.eval_fn(carry.params)
         found = found if isinstance(found, dict) else {"eval": found}
         found = {name: jnp.asarray(value) for name, value in found.items()}
-        validate_training.names_of(found, taken=metrics)
+        for name, value in found.items():
+            if not isinstance(name, str) or name in metrics:
+                raise ValueError(f"eval_fn must name its metrics by strings other than those of the run, got {name!r}")
+            if value.shape != ():
+                raise ValueError(f"eval_fn must return one number or a dict of numbers, got {value!r} for {name}")
         metrics |= found
     return metrics
 
