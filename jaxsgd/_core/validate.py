@@ -52,21 +52,6 @@ def at_most(maximum: int, **named: int) -> None:
             raise ValueError(f"{name} must be at most {maximum}, got {value}")
 
 
-def positive(**named: Any) -> None:
-    """Raise unless every value is larger than 0 and finite."""
-    for name, value in named.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive, got {value}")
-
-
-def not_negative(**named: Any) -> None:
-    """Raise unless every number of every array is at least 0."""
-    for name, value in named.items():
-        values = np.asarray(value)
-        if not (values >= 0).all():
-            raise ValueError(f"{name} must be at least 0, got {values[~(values >= 0)].ravel()[0]}")
-
-
 def multiple(divisor: int, **named: int) -> None:
     """Raise unless every value is a multiple of ``divisor``."""
     for name, value in named.items():

@@ -1,9 +1,11 @@
 """What a noise scale says about batch sizes, in closed form."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsgd._core import validate
@@ -38,7 +40,8 @@ def critical_batch_size(
     >>> round(float(critical_batch_size(63 / 5, relative_noise=0.25, population_size=4)), 4)
     3.7753
     """
-    validate.positive(relative_noise=relative_noise)
+    if not 0 < relative_noise < math.inf:
+        raise ValueError(f"relative_noise must be positive, got {relative_noise}")
     B = _noise_scale(noise_scale)
     if population_size is None:
         return B / relative_noise
@@ -113,5 +116,7 @@ def cabs_batch_size(trace_covariance: Any, mean_loss: Any, learning_rate: Any) -
 
 def _noise_scale(value: Any) -> Array:
     if not isinstance(value, jax.core.Tracer):
-        validate.not_negative(noise_scale=value)
+        values = np.asarray(value)
+        if not (values >= 0).all():
+            raise ValueError(f"noise_scale must be at least 0, got {values[~(values >= 0)].ravel()[0]}")
     return jnp.asarray(value, jnp.result_type(float, value))

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float64
 
-from jaxsgd._core import validate, validate_designs, validate_training
+from jaxsgd._core import validate, validate_designs
 
 _MAX_ITERATIONS = 100
 _CONVERGED = 1e-13  # relative change of the fitted steps
@@ -104,7 +104,8 @@ def fit_tradeoff(
     validate_designs.finite_vector(steps=S)
     validate.vector(len(S), batch_sizes=B)
     validate_designs.positive(batch_sizes=tuple(B), steps=tuple(S))
-    validate_training.not_all_equal(batch_sizes=B)
+    if len(np.unique(B)) < 2:
+        raise ValueError(f"batch_sizes must hold at least two different numbers, got {B.tolist()}")
     known = relative_errors is not None
     errors = np.asarray(relative_errors if known else np.ones(len(S)), np.float64)
     validate.vector(len(S), relative_errors=errors)
@@ -149,8 +150,10 @@ def steps_to_target(steps: Any, losses: Any, target: Any) -> Any:
     t, values = np.asarray(steps, np.float64), np.asarray(losses, np.float64)
     validate_designs.positive(target=target)
     validate.vector(values.shape[-1] if values.ndim else 0, steps=t)
-    validate_training.increasing(steps=t)
-    validate_training.losses(losses=values)
+    if not np.all(np.diff(t) > 0):
+        raise ValueError(f"steps must increase, got {t.tolist()}")
+    if np.any(values <= 0):  # infinite or NaN are those of runs that diverged
+        raise ValueError(f"losses must be positive, got {values[values <= 0][0]}")
     reached = values <= target  # NaN compares as false
     after = reached.argmax(axis=-1)
     before = np.maximum(after - 1, 0)
@@ -171,7 +174,8 @@ def _relative_least_squares(
         weighted = X * scale / (errors * fitted)[:, None]
         estimate = scale * np.linalg.lstsq(weighted, S / (errors * fitted))[0]
         before, fitted = fitted, X @ estimate
-        validate_training.hyperbola(fitted, steps=S)
+        if not np.all(fitted > 0):
+            raise ValueError(f"steps must be near a + b/B for batch sizes B, and positive, got {S.tolist()}")
         if np.abs(fitted / before - 1).max() < _CONVERGED:
             break
     weighted = X * scale / (errors * fitted)[:, None]
