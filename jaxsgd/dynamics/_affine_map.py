@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsgd._core import validate, validate_dynamics
+from jaxsgd._core import validate
 
 
 class StateLaw(NamedTuple):
@@ -87,7 +87,12 @@ class AffineLaw:
         Raises:
             ValueError: unless the map is stable in mean square, ρ(E[A ⊗ A]) < 1.
         """
-        validate_dynamics.contraction(self.spectral_radius())
+        radius = self.spectral_radius()
+        if not radius < 1:
+            raise ValueError(
+                "learning_rate must be below the stability threshold for a stationary law to exist, "
+                f"got a spectral radius of {radius:.6g} for E[A ⊗ A]"
+            )
         d = len(self.mean)
         mean = solve(identity_like(self.mean[:, :-1]) - self.mean[:, :-1], self.mean[:, -1])
         noise = _quadratic_form(self.covariance, _homogeneous(mean))

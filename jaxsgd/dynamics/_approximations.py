@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from jaxsgd._core import validate_designs, validate_dynamics
+from jaxsgd._core import validate_designs
 from jaxsgd.designs import Design, Reshuffling
 from jaxsgd.dynamics._affine_map import floats, identity_like, numbers, solve
-from jaxsgd.dynamics._quadratics import Quadratics, mean_weights, weighted_covariance
+from jaxsgd.dynamics._quadratics import Quadratics, mean_weights, require_positive_definite, weighted_covariance
 
 
 def stability_threshold(quadratics: Quadratics, design: Design) -> Any:
@@ -41,7 +41,7 @@ def stability_threshold(quadratics: Quadratics, design: Design) -> Any:
     """
     d = quadratics.linear.shape[1]
     H, covariance = _batch_hessian(quadratics, design)
-    validate_dynamics.positive_definite(**{"the mean Hessian of a batch": H.astype(np.float64)})
+    require_positive_definite(**{"the mean Hessian of a batch": H.astype(np.float64)})
     D = _kron(H, H) + covariance.reshape(d, d, d, d).transpose(0, 2, 1, 3).reshape(d * d, d * d)
     L = _kronecker_sum(H)
     if d == 1:

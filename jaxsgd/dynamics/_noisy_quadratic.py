@@ -7,7 +7,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Float64
 
-from jaxsgd._core import validate, validate_designs, validate_dynamics
+from jaxsgd._core import validate, validate_designs
 
 _NUM_RATES = 64
 _SMALLEST_RATE = 1e-6  # of the learning rates tried, relative to the largest stable one
@@ -85,7 +85,10 @@ class NoisyQuadratic:
         """
         validate_designs.positive(target=target, batch_size=batch_size)
         rates = np.asarray(learning_rate, np.float64)
-        validate_dynamics.below(2 / max(self.curvatures), learning_rate=rates)
+        limit = 2 / max(self.curvatures)
+        unstable = rates[~((rates > 0) & (rates < limit))]
+        if unstable.size:
+            raise ValueError(f"learning_rate must be positive and below {limit:g}, got {unstable[0]}")
         reaches = self.expected_loss(batch_size, rates, np.inf) < target
         low, high = np.zeros(rates.shape), np.where(reaches, 1.0, 0.0)
         while np.any(waiting := reaches & (self.expected_loss(batch_size, rates, high) > target)):

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxsgd._core import validate, validate_designs, validate_dynamics
+from jaxsgd._core import validate, validate_designs
 from jaxsgd.designs import Covariance, Design, ExchangeableCovariance, Reshuffling
 from jaxsgd.dynamics._affine_map import AffineLaw, certain, identity_like, mixture, numbers, solve
 
 Number = Fraction | float
 
+_ROUNDING = 1e-10  # of a symmetric matrix
 _MAX_RATIONAL_SUPPORT = 10_000  # beyond, the mean of the weights is taken in floating point
 
 
@@ -42,9 +43,9 @@ class Quadratics:
     def __post_init__(self) -> None:
         H, q = numbers(self.hessians), numbers(self.linear)
         H, q = (H[:, None, None], q[:, None]) if H.ndim == q.ndim == 1 else (H, q)
-        validate_dynamics.one_matrix_each(hessians=H.shape, linear=q.shape)
+        _check_shapes(hessians=H.shape, linear=q.shape)
         validate.finite(hessians=H, linear=q)
-        validate_dynamics.symmetric(hessians=H.astype(np.float64))
+        _check_symmetric(H.astype(np.float64))
         if H.dtype != q.dtype:
             H, q = H.astype(np.float64), q.astype(np.float64)
         object.__setattr__(self, "hessians", H)
@@ -57,7 +58,7 @@ class Quadratics:
         if H.ndim == c.ndim == 1:
             validate.vector(len(H), minima=c)
             return cls(H, H * c)
-        validate_dynamics.one_matrix_each(hessians=H.shape, minima=c.shape)
+        _check_shapes(hessians=H.shape, minima=c.shape)
         return cls(H, (H * c[:, None]).sum(axis=2))
 
     @classmethod
@@ -69,7 +70,10 @@ class Quadratics:
             y: targets, shape (N,).
         """
         x, y = numbers(x), numbers(y)
-        validate_dynamics.regression(x=x.shape, y=y.shape)
+        if x.ndim != 2 or 0 in x.shape:
+            raise ValueError(f"x must be one vector for each example, shape (N, d), got shape {x.shape}")
+        if y.shape != x.shape[:1]:
+            raise ValueError(f"y must be one number for each row of x, shape {x.shape[:1]}, got {y.shape}")
         return cls(x[:, :, None] * x[:, None], x * y[:, None])
 
     @property
@@ -92,7 +96,7 @@ class Quadratics:
         Raises:
             ValueError: unless H̄ is positive definite.
         """
-        validate_dynamics.positive_definite(**{"the mean Hessian": self.mean_hessian.astype(np.float64)})
+        require_positive_definite(**{"the mean Hessian": self.mean_hessian.astype(np.float64)})
         return solve(self.mean_hessian, self.linear.sum(axis=0) / self.population_size)
 
     def excess_loss(self, second_moment: np.ndarray) -> Any:
@@ -102,6 +106,32 @@ class Quadratics:
     def floats(self) -> "Quadratics":
         """The same losses in floating point."""
         return Quadratics(self.hessians.astype(np.float64), self.linear.astype(np.float64))
+
+
+def _check_shapes(**named: tuple[int, ...]) -> None:
+    """Raise unless the first shape is (N, d, d) and every other (N, d), with N and d at least 1."""
+    (name, full), *vectors = named.items()
+    if len(full) != 3 or full[1] != full[2] or 0 in full:
+        raise ValueError(f"{name} must be one square matrix for each example, shape (N, d, d), got shape {full}")
+    for other, its_shape in vectors:
+        if its_shape != full[:2]:
+            raise ValueError(f"{other} must be one vector for each of the {name}, shape {full[:2]}, got {its_shape}")
+
+
+def _check_symmetric(hessians: np.ndarray) -> None:
+    """Raise, naming the example, unless every matrix is symmetric up to rounding."""
+    asymmetry = np.abs(hessians - hessians.transpose(0, 2, 1)).max(axis=(1, 2))
+    bad = np.flatnonzero(asymmetry > _ROUNDING * np.abs(hessians).max(axis=(1, 2)))
+    if bad.size:
+        raise ValueError(f"hessians must be symmetric, got {hessians[bad[0]].tolist()} in example {bad[0]}")
+
+
+def require_positive_definite(**named: np.ndarray) -> None:
+    """Raise unless every symmetric matrix has positive eigenvalues only, by more than rounding."""
+    for name, matrix in named.items():
+        eigenvalues = np.linalg.eigvalsh(matrix)
+        if not eigenvalues[0] > np.finfo(np.float64).eps * len(matrix) * abs(eigenvalues[-1]):
+            raise ValueError(f"{name} must be positive definite, got a smallest eigenvalue of {eigenvalues[0]:.3g}")
 
 
 def step_law(quadratics: Quadratics, design: Design, learning_rate: Any) -> AffineLaw:
@@ -162,7 +192,10 @@ def fixed_order_law(
     """
     validate_designs.positive(learning_rate=learning_rate)
     validate.positive_integer(batch_size=batch_size)
-    validate_dynamics.examples(quadratics.population_size, order=order)
+    N = quadratics.population_size
+    outside = [i for i in order if i not in range(N)]
+    if outside or len(order) == 0:
+        raise ValueError(f"order must hold examples from 0 to {N - 1}, got {outside[0] if outside else 'none'}")
     quadratics, eta = _same_numbers(quadratics, learning_rate)
     law = certain(unmoved(quadratics))
     for batch in _batched(order, batch_size):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsgd._core import validate, validate_designs, validate_dynamics
+from jaxsgd._core import validate, validate_designs
 from jaxsgd.designs import Design, Reshuffling
 from jaxsgd.dynamics._affine_map import floats
 from jaxsgd.dynamics._quadratics import (
@@ -83,7 +83,8 @@ def _simulate(
     d = quadratics.linear.shape[1]
     begin = np.asarray(quadratics.minimum() if start is None else start, dtype=np.float64)
     begin = begin if begin.ndim == 2 else np.tile(begin, (num_runs, 1))
-    validate_dynamics.shape((num_runs, d), start=begin)
+    if begin.shape != (num_runs, d):
+        raise ValueError(f"start must have shape {(num_runs, d)}, got {begin.shape}")
     R = jnp.asarray(floats(rows(quadratics)), float)
     return _runs(design, method, R, jnp.asarray(begin, float), jnp.asarray(learning_rate, float), key, num_rounds)
 
