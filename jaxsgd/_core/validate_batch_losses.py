@@ -1,38 +1,11 @@
 """Checks of a loss of a batch and of the subsets it is evaluated on, in the manner of ``validate``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-
-from jaxsgd._core import validate
-
-
-def batch_loss(batch_loss_fn: Callable[..., Any], params: Any, batch: Any, key: Any = None) -> bool:
-    """Raise unless the loss of ``batch`` is one real number; return whether it comes with an auxiliary output."""
-    if not callable(batch_loss_fn):
-        raise TypeError(f"batch_loss_fn must be a function, got {validate.describe(batch_loss_fn)}")
-    arguments, names = ((), "(params, batch)") if key is None else ((key,), "(params, batch, key)")
-    count = validate.leading_axis(batch=batch)
-    try:
-        out = jax.eval_shape(batch_loss_fn, params, batch, *arguments)
-    except Exception as error:
-        raise ValueError(
-            f"batch_loss_fn{names} failed on a batch of {count} examples: {type(error).__name__}: {error}"
-        ) from error
-    has_aux = isinstance(out, tuple) and len(out) == 2
-    loss = out[0] if has_aux else out
-    if getattr(loss, "shape", None) != ():
-        raise ValueError(
-            f"batch_loss_fn must return one scalar, or (scalar, aux), got {validate.describe(loss)} "
-            f"for {count} examples"
-        )
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise TypeError(f"batch_loss_fn must return a real floating-point number, got dtype {loss.dtype}")
-    return has_aux
 
 
 def different_examples(**named: Any) -> None:

@@ -210,10 +210,10 @@ def check_additivity(
     validate.at_least(4, **{"the number of examples in batch": validate.leading_axis(batch=batch)})
     if key is not None:
         validate.random_key(key=key)
-    has_aux = validate_batch_losses.batch_loss(batch_loss_fn, params, batch, key)
+    loss = BatchLoss.of(batch_loss_fn, params, batch, key)
     validate_batch_losses.different_examples(batch=example_rows(batch))
     params, batch = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), (params, batch))
-    trial = Trial(BatchLoss(batch_loss_fn, has_aux), params, batch, key)
+    trial = Trial(loss, params, batch, key)
     validate_batch_losses.evaluated_somewhere(batch_loss_fn=len(trial.families), notes=trial.notes)
     first, second = trial.repeated()
     validate_batch_losses.reproducible(first=first, second=second, rounding=trial.unit)

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
+
+from jaxsgd._core import validate
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,42 @@ class BatchLoss:
 
     function: Callable[..., Any]
     has_aux: bool
+
+    @classmethod
+    def of(cls, batch_loss_fn: Callable[..., Any], params: PyTree, batch: PyTree, key: Array | None = None) -> Self:
+        """The loss that a function is, found out on ``batch``, without evaluating it.
+
+        Args:
+            batch_loss_fn: ``batch_loss_fn(params, batch) -> scalar`` or ``(scalar, aux)``; with a third argument if
+                ``key`` is given.
+            params: its first argument.
+            batch: a pytree of arrays with examples along the first axis of each.
+            key: a random key.
+
+        Raises:
+            TypeError: if it is no function, or its value is not real.
+            ValueError: if it fails on the batch, or its value is not one number.
+        """
+        if not callable(batch_loss_fn):
+            raise TypeError(f"batch_loss_fn must be a function, got {validate.describe(batch_loss_fn)}")
+        arguments, names = ((), "(params, batch)") if key is None else ((key,), "(params, batch, key)")
+        count = validate.leading_axis(batch=batch)
+        try:
+            out = jax.eval_shape(batch_loss_fn, params, batch, *arguments)
+        except Exception as error:
+            raise ValueError(
+                f"batch_loss_fn{names} failed on a batch of {count} examples: {type(error).__name__}: {error}"
+            ) from error
+        has_aux = isinstance(out, tuple) and len(out) == 2
+        loss = out[0] if has_aux else out
+        if getattr(loss, "shape", None) != ():
+            raise ValueError(
+                f"batch_loss_fn must return one scalar, or (scalar, aux), got {validate.describe(loss)} "
+                f"for {count} examples"
+            )
+        if not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise TypeError(f"batch_loss_fn must return a real floating-point number, got dtype {loss.dtype}")
+        return cls(batch_loss_fn, has_aux)
 
     def __call__(self, params: PyTree, batch: PyTree, key: Array | None = None) -> Float[Array, ""]:
         """The loss, without the auxiliary output."""

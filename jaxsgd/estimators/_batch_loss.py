@@ -103,7 +103,7 @@ def batch_loss_gradient(
     validate.floating_leaves(params=params)
     count = validate.leading_axis(data=data)
     validate.positive_integer(max_batches=max_batches, chunk_size=chunk_size)
-    loss = BatchLoss(batch_loss_fn, validate_batch_losses.batch_loss(batch_loss_fn, params, data))
+    loss = BatchLoss.of(batch_loss_fn, params, data)
     data = jax.tree.map(jnp.asarray, data)
     if num_draws is None:
         validate_batch_losses.none(key=key)

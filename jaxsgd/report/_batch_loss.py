@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsgd import additivity, kernels
-from jaxsgd._core import sums, validate, validate_batch_losses
+from jaxsgd._core import sums, validate
 from jaxsgd.batch_losses import BatchLoss, on_sub_batch
 
 _EXAMPLES = 16  # enough for eight blocks, and a handful of compilations of small batches
@@ -58,7 +58,7 @@ def examine(
     chosen = np.unique(np.linspace(0, count - 1, _EXAMPLES).astype(int))
     batch = jax.tree.map(lambda leaf: leaf[chosen], examples)
     loss_key = key if _takes_key(batch_loss_fn) else None
-    has_aux = validate_batch_losses.batch_loss(batch_loss_fn, params, batch, loss_key)
+    loss = BatchLoss.of(batch_loss_fn, params, batch, loss_key)
     try:
         found = additivity.check_additivity(batch_loss_fn, params, batch, key=loss_key)
     except ValueError as error:
@@ -66,7 +66,7 @@ def examine(
     difference = None
     if found.kind in ("mean", "sum") and loss_key is None:
         rows = jnp.arange(len(chosen))
-        _, gradient = on_sub_batch(BatchLoss(batch_loss_fn, has_aux), params, batch, rows, None)
+        _, gradient = on_sub_batch(loss, params, batch, rows, None)
         scale = len(chosen) if found.kind == "sum" else 1
         expected = jax.tree.map(lambda leaf: scale * leaf, kernels.trace_batch(loss_fn, params, batch).mean())
         difference = _relative_difference(gradient, expected)
