@@ -8,39 +8,6 @@ import jax
 import numpy as np
 
 
-def different_examples(**named: Any) -> None:
-    """Raise unless every matrix, one row for each example, has two different rows."""
-    for name, rows in named.items():
-        if np.all(rows == rows[:1]):
-            raise ValueError(f"{name} must hold different examples, got {len(rows)} equal ones, where all forms agree")
-
-
-def reproducible(*, first: float, second: float, rounding: float) -> None:
-    """Raise if two evaluations of one loss differ by more than rounding errors."""
-    if not abs(first - second) <= rounding * max(abs(first), abs(second)):
-        raise ValueError(
-            f"batch_loss_fn must give the same loss for the same arguments, got {first} and then {second}; "
-            "its randomness must come from a key"
-        )
-
-
-def evaluated_somewhere(*, notes: Sequence[str], **named: int) -> None:
-    """Raise, with the reasons, if there is no subset of the batch on which a function could be evaluated."""
-    for name, count in named.items():
-        if count == 0:
-            raise ValueError(f"{name} must be finite on some subsets of the batch, got none: {'; '.join(notes)}")
-
-
-def fine_enough(limit: float, **named: float) -> None:
-    """Raise unless every relative rounding error is below ``limit``."""
-    for name, value in named.items():
-        if not value <= limit:
-            raise ValueError(
-                f"rounding errors may be {value:.1g} of the {name} of batch_loss_fn, and must be at most {limit:g} to "
-                "tell its form: use params of a finer dtype, or other values of them"
-            )
-
-
 def none(**named: Any) -> None:
     """Raise unless every value is None."""
     for name, value in named.items():

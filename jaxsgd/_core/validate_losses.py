@@ -96,16 +96,3 @@ def finite_rows(rows: np.ndarray, *, path: str, examples: np.ndarray) -> None:
         bad = row[~np.isfinite(row)]
         if bad.size:
             raise ValueError(f"gradients must be finite, got {bad[0]} for example {example} in params{path}")
-
-
-def finite_on_batch(loss: Callable[..., Any], params: Any, batch: Any, key: Any) -> None:
-    """Raise, naming what in the batch is not finite, unless its loss has a finite value and gradient."""
-    found = jax.jit(jax.value_and_grad(loss))(params, batch, key)
-    if all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
-        return
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
-            example = int(np.argwhere(~np.isfinite(np.asarray(leaf)))[0][0])
-            where = f"batch{jax.tree_util.keystr(path)} itself is not, in example {example}"
-            raise ValueError(f"batch_loss_fn must be finite, with a finite gradient, on the whole batch, and {where}")
-    raise ValueError(f"batch_loss_fn must be finite, with a finite gradient, on the whole batch, got {found[0]}")

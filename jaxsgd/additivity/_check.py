@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxsgd._core import validate, validate_batch_losses, validate_losses
+from jaxsgd._core import validate
 from jaxsgd.additivity import _set_functions
 from jaxsgd.additivity._set_functions import Family, Fit
 from jaxsgd.additivity._subset_losses import Trial, example_rows, relative_size
@@ -211,17 +211,47 @@ def check_additivity(
     if key is not None:
         validate.random_key(key=key)
     loss = BatchLoss.of(batch_loss_fn, params, batch, key)
-    validate_batch_losses.different_examples(batch=example_rows(batch))
+    rows = example_rows(batch)
+    if np.all(rows == rows[:1]):
+        raise ValueError(f"batch must hold different examples, got {len(rows)} equal ones, where all forms agree")
     params, batch = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), (params, batch))
     trial = Trial(loss, params, batch, key)
-    validate_batch_losses.evaluated_somewhere(batch_loss_fn=len(trial.families), notes=trial.notes)
-    first, second = trial.repeated()
-    validate_batch_losses.reproducible(first=first, second=second, rounding=trial.unit)
-    loss_rounding, gradient_rounding = trial.rounding
-    if trial.notes:  # some subsets are left out
-        validate_losses.finite_on_batch(trial.loss, params, batch, key)
-    validate_batch_losses.fine_enough(_COARSE, loss=loss_rounding, gradient=gradient_rounding)
+    _check_values(trial)
     return _diagnose(trial)
+
+
+def _check_values(trial: Trial) -> None:
+    """Raise unless the loss is finite, is the same when evaluated twice, and is fine enough to tell its form."""
+    if not trial.families:
+        reasons = "; ".join(trial.notes)
+        raise ValueError(f"batch_loss_fn must be finite on some subsets of the batch, got none: {reasons}")
+    first, second = trial.repeated()
+    if not abs(first - second) <= trial.unit * max(abs(first), abs(second)):
+        raise ValueError(
+            f"batch_loss_fn must give the same loss for the same arguments, got {first} and then {second}; "
+            "its randomness must come from a key"
+        )
+    if trial.notes:  # some subsets are left out
+        _check_finite_on_batch(trial)
+    for name, value in zip(("loss", "gradient"), trial.rounding, strict=True):
+        if not value <= _COARSE:
+            raise ValueError(
+                f"rounding errors may be {value:.1g} of the {name} of batch_loss_fn, and must be at most {_COARSE:g} "
+                "to tell its form: use params of a finer dtype, or other values of them"
+            )
+
+
+def _check_finite_on_batch(trial: Trial) -> None:
+    """Raise, naming what in the batch is not finite, unless its loss has a finite value and gradient."""
+    found = jax.jit(jax.value_and_grad(trial.loss))(trial.params, trial.batch, trial.key)
+    if all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trial.batch):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
+            example = int(np.argwhere(~np.isfinite(np.asarray(leaf)))[0][0])
+            where = f"batch{jax.tree_util.keystr(path)} itself is not, in example {example}"
+            raise ValueError(f"batch_loss_fn must be finite, with a finite gradient, on the whole batch, and {where}")
+    raise ValueError(f"batch_loss_fn must be finite, with a finite gradient, on the whole batch, got {found[0]}")
 
 
 _FORMS: dict[str, Callable[[Family], Fit]] = {
