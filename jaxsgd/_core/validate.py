@@ -79,17 +79,6 @@ def one_of(options: Sequence[str], **named: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")
 
 
-def batch_sizes(sizes: np.ndarray, *, population_size: int) -> None:
-    """Raise unless ``sizes`` is a non-empty vector of integers in 1..population_size."""
-    if sizes.ndim != 1 or sizes.size == 0:
-        raise ValueError(f"batch_sizes must be a non-empty vector, got shape {sizes.shape}")
-    if not np.issubdtype(sizes.dtype, np.integer):
-        raise TypeError(f"batch_sizes must be integers, got dtype {sizes.dtype}")
-    outside = sizes[(sizes < 1) | (sizes > population_size)]
-    if outside.size:
-        raise ValueError(f"batch_sizes must lie between 1 and the population size {population_size}, got {outside[0]}")
-
-
 def random_key(**named: Any) -> None:
     """Raise unless every value is a single JAX random key."""
     for name, value in named.items():
@@ -276,24 +265,6 @@ def at_most_rank(rank: int, **named: int) -> None:
     for name, count in named.items():
         if count > rank:
             raise ValueError(f"{name} must be at most {rank}, the rank of the gradients' covariance, got {count}")
-
-
-def matrix(length: int, **named: Any) -> None:
-    """Raise unless every value has shape ``(length, length)``."""
-    for name, value in named.items():
-        if jnp.shape(value) != (length, length):
-            raise ValueError(f"{name} must have shape ({length}, {length}), got {jnp.shape(value)}")
-
-
-def positive_probabilities(**named: Any) -> None:
-    """Raise, saying where, unless every number of every array is in (0, 1]."""
-    for name, values in named.items():
-        bad = np.argwhere(~((values > 0) & (values <= 1)))
-        if bad.size:
-            at = tuple(int(i) for i in bad[0])
-            raise ValueError(
-                f"{name} must be above 0 and at most 1, or no unbiased estimate exists, got {values[at]} at {at}"
-            )
 
 
 def _is_number(dtype: Any) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ class BatchLoss:
     has_aux: bool
 
     @classmethod
-    def of(cls, batch_loss_fn: Callable[..., Any], params: PyTree, batch: PyTree, key: Array | None = None) -> Self:
+    def of(
+        cls, batch_loss_fn: Callable[..., Any], params: PyTree, batch: PyTree, key: Array | None = None
+    ) -> "BatchLoss":
         """The loss that a function is, found out on ``batch``, without evaluating it.
 
         Args:

@@ -1,7 +1,8 @@
 """The gradient of any batch loss, additive or not, over a sampling design."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsgd import designs
-from jaxsgd._core import sums, validate, validate_batch_losses
+from jaxsgd._core import sums, validate
 from jaxsgd.batch_losses import BatchLoss, on_sub_batch
 
 
@@ -106,7 +107,8 @@ def batch_loss_gradient(
     loss = BatchLoss.of(batch_loss_fn, params, data)
     data = jax.tree.map(jnp.asarray, data)
     if num_draws is None:
-        validate_batch_losses.none(key=key)
+        if key is not None:
+            raise ValueError("key must be None unless batches are drawn: give num_draws as well")
         batches = _enumerated(design, count, max_batches)
     else:
         validate.random_key(key=key)
@@ -126,7 +128,7 @@ def _enumerated(design: designs.Design, count: int, max_batches: int) -> Batches
     by_size: dict[int, list[tuple[list[int], float]]] = {}
     for probability, weights in design.support(count):
         if probability:
-            rows = validate_batch_losses.members(getattr(design, "batch_size", None), weights=weights, design=design)
+            rows = _members(getattr(design, "batch_size", None), weights, design)
             by_size.setdefault(len(rows), []).append((rows, float(probability)))
     batches = [
         (np.array([rows for rows, _ in found]), np.array([probability for _, probability in found]))
@@ -135,6 +137,21 @@ def _enumerated(design: designs.Design, count: int, max_batches: int) -> Batches
     total = np.concatenate([probabilities for _, probabilities in batches])
     validate.probabilities(**{f"the support of {design}": total})
     return batches
+
+
+def _members(batch_size: int | None, weights: Sequence[Any], design: Any) -> list[int]:
+    """The examples that a weight vector puts into a batch, repeated as often as they were drawn."""
+    drawn = [i for i, weight in enumerate(weights) if weight > 0]
+    if not drawn:
+        raise ValueError(f"design must have no empty batch, on which a batch loss has no value, got {design}")
+    if batch_size is None or len(drawn) == batch_size:
+        return drawn
+    counts = [Fraction(weight) * batch_size for weight in weights]
+    if sum(counts) != batch_size or any(count.denominator != 1 for count in counts):
+        raise ValueError(
+            f"design must have weights n/{batch_size} that tell how often an example was drawn, got {design}"
+        )
+    return [i for i, count in enumerate(counts) for _ in range(int(count))]
 
 
 def _drawn(design: Any, count: int, key: Any, num_draws: int) -> Batches:
@@ -159,7 +176,8 @@ def _summary(
     with jax.default_matmul_precision("highest"):
         full = on_sub_batch(loss, params, data, jnp.arange(len(jax.tree.leaves(data)[0])), None)
         mean = _added([_weighted_mean(loss, params, data, *chunk) for chunk in chunks])
-        validate_batch_losses.finite_values(batch_loss_fn=(full, mean))
+        if not all(np.isfinite(np.asarray(leaf, np.float64)).all() for leaf in jax.tree.leaves((full, mean))):
+            raise ValueError("batch_loss_fn must be finite, with a finite gradient, on every batch and on all data")
         parts = [_weighted_spread(loss, params, data, *chunk, mean) for chunk in chunks]
     losses, squares = _added([part[:2] for part in parts])
     norms = jnp.concatenate([part[2] for part in parts])

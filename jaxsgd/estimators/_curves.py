@@ -229,7 +229,13 @@ def _batch_sizes(sizes: Any, population_size: int) -> Int[np.ndarray, " b"]:
     if sizes is None:
         return np.arange(1, population_size + 1)
     sizes = np.asarray(sizes)
-    validate.batch_sizes(sizes, population_size=population_size)
+    if sizes.ndim != 1 or sizes.size == 0:
+        raise ValueError(f"batch_sizes must be a non-empty vector, got shape {sizes.shape}")
+    if not np.issubdtype(sizes.dtype, np.integer):
+        raise TypeError(f"batch_sizes must be integers, got dtype {sizes.dtype}")
+    outside = sizes[(sizes < 1) | (sizes > population_size)]
+    if outside.size:
+        raise ValueError(f"batch_sizes must lie between 1 and the population size {population_size}, got {outside[0]}")
     return sizes
 
 

@@ -208,10 +208,18 @@ def _probabilities(
     kernels.require_finite(g_batch)
     _within(g_batch, population_size)
     validate.vector(g_batch.count, inclusion_probabilities=inclusion)
-    validate.matrix(g_batch.count, joint_inclusion_probabilities=joint)
+    shape = (g_batch.count, g_batch.count)
+    if jnp.shape(joint) != shape:
+        raise ValueError(f"joint_inclusion_probabilities must have shape {shape}, got {jnp.shape(joint)}")
     first, both = np.asarray(inclusion, np.float64), np.array(joint, np.float64)
     np.fill_diagonal(both, first)
-    validate.positive_probabilities(inclusion_probabilities=first, joint_inclusion_probabilities=both)
+    for name, values in {"inclusion_probabilities": first, "joint_inclusion_probabilities": both}.items():
+        bad = np.argwhere(~((values > 0) & (values <= 1)))
+        if bad.size:
+            at = tuple(map(int, bad[0]))
+            raise ValueError(
+                f"{name} must be above 0 and at most 1, or no unbiased estimate exists, got {values[at]} at {at}"
+            )
     return first, both
 
 
