@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxsgd._core import devices, validate, validate_losses
+from jaxsgd._core import devices, validate
 from jaxsgd._core.tables import si, table
 from jaxsgd.kernels import Loss, PerExampleGradients, trace_batch
 
@@ -109,7 +109,7 @@ def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examp
     validate.floating_leaves(params=params)
     count = validate.leading_axis(batch=batch)
     validate.scalar_loss(loss_fn, params, batch)
-    validate_losses.deterministic(loss_fn, params, batch)
+    validate.deterministic(loss_fn, params, batch)
     chosen = np.unique(np.linspace(0, count - 1, num_examples).astype(int))
     few = jax.tree.map(lambda leaf: leaf[chosen], batch)
     whole: PerExampleGradients = jax.eval_shape(partial(trace_batch, loss_fn), params, batch)
@@ -119,7 +119,7 @@ def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examp
     for (path, leaf), factor, rule, mine, rows in zip(
         jax.tree_util.tree_leaves_with_path(params), whole.factors, whole.rules, found, truth, strict=True
     ):
-        validate_losses.finite_rows(rows, path=jax.tree_util.keystr(path), examples=chosen)
+        validate.finite_rows(chosen, f"params{jax.tree_util.keystr(path)}", gradients=rows)
         checks.append(
             ParameterCheck(
                 path=jax.tree_util.keystr(path),

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import validate, validate_losses
+from jaxsgd._core import validate
 from jaxsgd._core.sums import accumulated, accumulation_dtype, chunked, squared_norm
 from jaxsgd.kernels import Loss
 
@@ -94,7 +95,7 @@ def random_sign_moments(
     chunk_size = count if chunk_size is None else chunk_size
     validate.positive_integer(chunk_size=chunk_size)
     found = _random_sign_moments(loss_fn, num_draws, min(chunk_size, count), params, batch, key)
-    validate_losses.finite_gradients((found.mean, found.trace_covariance), loss_fn, params, batch)
+    _check_finite((found.mean, found.trace_covariance), loss_fn, params, batch)
     return found
 
 
@@ -126,6 +127,22 @@ def _check(loss_fn: Loss, params: PyTree, batch: PyTree) -> None:
     validate.floating_leaves(params=params)
     validate.leading_axis(batch=batch)
     validate.scalar_loss(loss_fn, params, batch)
+
+
+def _check_finite(moments: Any, loss_fn: Loss, params: PyTree, batch: PyTree) -> None:
+    """Raise, naming the first example and the parameter, unless some ``moments`` of all gradients are finite."""
+    leaves = jax.tree.leaves(moments)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or all(jnp.isfinite(leaf).all() for leaf in leaves):
+        return
+    gradient = jax.jit(jax.grad(loss_fn))
+    for example in range(len(jax.tree.leaves(batch)[0])):
+        found = gradient(params, jax.tree.map(lambda leaf, i=example: leaf[i], batch))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+            row = np.asarray(leaf, np.float64).reshape(1, -1)
+            validate.finite_rows([example], f"params{jax.tree_util.keystr(path)}", gradients=row)
+    raise ValueError(
+        f"squared gradient norms overflow {leaves[-1].dtype}: scale the loss down, or use float64 parameters"
+    )
 
 
 @partial(jax.jit, static_argnums=0)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels, sources
-from jaxsgd._core import devices, sums, validate, validate_losses
+from jaxsgd._core import devices, sums, validate
 from jaxsgd._core.devices import Shards
 
 __all__ = ["GradientMoments", "gradient_moments", "merge", "of"]
@@ -122,7 +122,7 @@ def gradient_moments(
     population_size = validate.leading_axis(data=data)
     data = devices.automatic(data)
     validate.scalar_loss(loss_fn, params, data)
-    validate_losses.deterministic(loss_fn, params, data)
+    validate.deterministic(loss_fn, params, data)
     chunk_size = population_size if chunk_size is None else chunk_size
     validate.positive_integer(chunk_size=chunk_size)
 
@@ -241,7 +241,7 @@ def _stream(moments_pass: _Pass, batches: Iterator[PyTree]) -> GradientMoments:
         if structure is None:
             structure = jax.tree.structure(batch)
             validate.scalar_loss(moments_pass.loss_fn, moments_pass.params, batch)
-            validate_losses.deterministic(moments_pass.loss_fn, moments_pass.params, batch)
+            validate.deterministic(moments_pass.loss_fn, moments_pass.params, batch)
         if structure != jax.tree.structure(batch):
             raise ValueError(
                 f"batches of data must have the structure of the first, {structure}, got {jax.tree.structure(batch)}"

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxsgd import kernels, tracking
-from jaxsgd._core import devices, validate, validate_losses
+from jaxsgd._core import devices, validate
 from jaxsgd.designs import draws_of
 from jaxsgd.training import _step, _validate
 from jaxsgd.training._checkpoint import Checkpoint, digest, program_digest
@@ -133,7 +133,7 @@ def run_sgd(
     population_size = validate.leading_axis(data=data)
     params, data = devices.automatic((params, data))
     validate.scalar_loss(loss_fn, params, data)
-    validate_losses.deterministic(loss_fn, params, data)
+    validate.deterministic(loss_fn, params, data)
     validate.has_method("weights", design=design)
     if gradient is not None:
         validate.one_of(("factored", "plain"), gradient=gradient)
