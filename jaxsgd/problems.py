@@ -136,7 +136,9 @@ def mlp(
     validate.positive_integer(hidden=hidden)
     validate.one_of(tuple(ACTIVATIONS), activation=activation)
     length = validate.leading_axis(data={"x": x, "y": y})
-    validate.real(x=x, y=y)
+    for name, value in {"x": x, "y": y}.items():
+        if value.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must be integers or real numbers, got dtype {value.dtype}")
     validate.finite(x=x, y=y)
     inputs = np.reshape(x, (length, -1))
     classify = np.issubdtype(y.dtype, np.integer)

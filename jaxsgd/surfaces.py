@@ -57,7 +57,9 @@ def principal_directions(g: kernels.PerExampleGradients, *, count: int = 2) -> P
     gram = centered_gram(g)
     values, vectors = np.linalg.eigh(devices.on_host(gram).astype(np.float64))
     rounding = float(np.finfo(gram.dtype).eps) * g.count * max(values[-1], 0.0)
-    validate.at_most_rank(int(np.sum(values > rounding)), count=count)
+    rank = int(np.sum(values > rounding))
+    if count > rank:
+        raise ValueError(f"count must be at most {rank}, the rank of the gradients' covariance, got {count}")
     variances, vectors = values[: -count - 1 : -1] / g.count, vectors[:, : -count - 1 : -1]
     weights = (vectors - vectors.mean(axis=0)) / np.sqrt(variances * g.count)
     rows = [g.weighted_sum(jnp.asarray(column, gram.dtype)) for column in weights.T]
@@ -95,7 +97,8 @@ def losses_along(
     count = validate.leading_axis(directions=directions)
     shapes = [(count, *leaf.shape) for leaf in jax.tree.leaves(params)]
     validate.like_params(jax.tree.structure(params), shapes, directions=directions)
-    validate.columns(count, steps=steps)
+    if len(jnp.shape(steps)) != 2 or jnp.shape(steps)[1] != count:
+        raise ValueError(f"steps must be a matrix with {count} columns, got shape {jnp.shape(steps)}")
     return _losses_along(loss_fn, params, data, directions, steps)
 
 

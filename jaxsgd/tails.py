@@ -40,7 +40,8 @@ def stable_index(samples: Float[Array, "n ..."], *, block_size: int) -> Float[Ar
     2.0
     """
     validate.at_least(2, block_size=block_size)
-    validate.multiple(block_size, **{"the number of samples": samples.shape[0]})
+    if samples.shape[0] % block_size:
+        raise ValueError(f"the number of samples must be a multiple of {block_size}, got {samples.shape[0]}")
     validate.finite_if_known(samples=samples)
     rows = samples.reshape(samples.shape[0], -1)
     sums = rows.reshape(-1, block_size, rows.shape[1]).sum(axis=1)

@@ -56,13 +56,6 @@ def at_most(maximum: int, **named: int) -> None:
             raise ValueError(f"{name} must be at most {maximum}, got {value}")
 
 
-def multiple(divisor: int, **named: int) -> None:
-    """Raise unless every value is a multiple of ``divisor``."""
-    for name, value in named.items():
-        if value % divisor:
-            raise ValueError(f"{name} must be a multiple of {divisor}, got {value}")
-
-
 def fraction(**named: Any) -> None:
     """Raise unless every value is strictly between 0 and 1."""
     for name, value in named.items():
@@ -101,13 +94,6 @@ def probabilities(**named: Any) -> None:
             raise ValueError(f"{name} must be non-negative, got {values[~(values >= 0)][0]}")
         if abs(values.sum() - 1) > _PROBABILITY_TOLERANCE:
             raise ValueError(f"{name} must sum to one, got a sum of {values.sum()}")
-
-
-def real(**named: Any) -> None:
-    """Raise unless every array holds integers or real floating-point numbers."""
-    for name, value in named.items():
-        if value.dtype.kind not in "iuf":
-            raise TypeError(f"{name} must be integers or real numbers, got dtype {value.dtype}")
 
 
 def finite(**named: Any) -> None:
@@ -286,13 +272,6 @@ def _equal(first: Any, second: Any) -> bool:
     return bool(np.array_equal(np.asarray(first), np.asarray(second)))
 
 
-def suffix(ending: str, **named: Any) -> None:
-    """Raise unless every path ends in ``ending``."""
-    for name, value in named.items():
-        if not str(value).endswith(ending):
-            raise ValueError(f"{name} must end in {ending}, got {value}")
-
-
 def has_method(method: str, **named: Any) -> None:
     """Raise unless every value has a method of this name."""
     for name, value in named.items():
@@ -325,20 +304,6 @@ def vector(length: int, **named: Any) -> None:
     for name, value in named.items():
         if jnp.shape(value) != (length,):
             raise ValueError(f"{name} must have shape ({length},), got {jnp.shape(value)}")
-
-
-def columns(count: int, **named: Any) -> None:
-    """Raise unless every value is a matrix with ``count`` columns."""
-    for name, value in named.items():
-        if len(jnp.shape(value)) != 2 or jnp.shape(value)[1] != count:
-            raise ValueError(f"{name} must be a matrix with {count} columns, got shape {jnp.shape(value)}")
-
-
-def at_most_rank(rank: int, **named: int) -> None:
-    """Raise if more directions are asked for than gradients span about their mean."""
-    for name, count in named.items():
-        if count > rank:
-            raise ValueError(f"{name} must be at most {rank}, the rank of the gradients' covariance, got {count}")
 
 
 def _is_number(dtype: Any) -> bool:

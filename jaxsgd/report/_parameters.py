@@ -33,7 +33,8 @@ def save_checkpoint(path: Any, params: PyTree) -> None:
     [0.0, 1.0, 2.0]
     """
     validate.floating_leaves(params=params)
-    validate.suffix(".npz", path=path)
+    if not str(path).endswith(".npz"):
+        raise ValueError(f"path must end in .npz, got {path}")
     leaves = jax.tree_util.tree_leaves_with_path(params)
     files.write_bytes(Path(path), files.pack_arrays({name_of(at): np.asarray(leaf) for at, leaf in leaves}))
 
