@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsgd._core import validate_designs
+from jaxsgd._core import validate
 
 Number = Fraction | float
 Numbers = Any  # a vector of numbers: of dtype float64, or object where they are rational
@@ -18,10 +18,10 @@ def as_numbers(**named: Any) -> tuple[Number, ...]:
     """A vector as a tuple: of ``Fraction`` if all entries are rational, else of ``float``."""
     ((name, values),) = named.items()
     if isinstance(values, Sequence) and all(isinstance(v, Rational) for v in values):
-        validate_designs.finite_vector(**{name: np.asarray(values, dtype=object)})
+        validate.finite_vector(**{name: np.asarray(values, dtype=object)})
         return tuple(map(Fraction, values))
     array = np.asarray(values, dtype=np.float64)
-    validate_designs.finite_vector(**{name: array})
+    validate.finite_vector(**{name: array})
     return tuple(array.tolist())
 
 

@@ -49,11 +49,26 @@ def at_least(minimum: int, **named: Any) -> None:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
-def at_most(maximum: int, **named: int) -> None:
-    """Raise if a value is larger than ``maximum``."""
+def at_most(maximum: int, what: str = "", /, **named: int) -> None:
+    """Raise if a value is larger than ``maximum``; ``what`` says what that is."""
     for name, value in named.items():
         if value > maximum:
-            raise ValueError(f"{name} must be at most {maximum}, got {value}")
+            raise ValueError(f"{name} must be at most {f'{what} {maximum}' if what else maximum}, got {value}")
+
+
+def enough(needed: int, purpose: str, /, **named: int) -> None:
+    """Raise if a value is smaller than what a purpose needs."""
+    for name, value in named.items():
+        if needed > value:
+            raise ValueError(f"{name} must be at least {needed} to {purpose}, got {value}")
+
+
+def positive(**named: Any) -> None:
+    """Raise unless every number, or every number of a tuple, is positive."""
+    for name, value in named.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if not number > 0:
+                raise ValueError(f"{name} must be positive, got {number}")
 
 
 def fraction(**named: Any) -> None:
@@ -61,12 +76,6 @@ def fraction(**named: Any) -> None:
     for name, value in named.items():
         if not 0 < value < 1:
             raise ValueError(f"{name} must be between 0 and 1, got {value}")
-
-
-def batch_within_population(*, batch_size: int, population_size: int) -> None:
-    """Raise if a batch without replacement would be larger than the population."""
-    if batch_size > population_size:
-        raise ValueError(f"batch_size must be at most the population size {population_size}, got {batch_size}")
 
 
 def one_of(options: Sequence[str], **named: Any) -> None:
@@ -135,6 +144,20 @@ def labels(**named: Any) -> None:
             raise ValueError(f"{name} must be a vector of labels, got shape {np.shape(value)}")
         if np.min(value) < 0:
             raise ValueError(f"{name} must be labels 0, 1, 2, ..., got {np.min(value)}")
+
+
+def consecutive_labels(**named: Any) -> None:
+    """Raise unless every value is a non-empty vector of labels 0, 1, ..., k − 1, all of which occur."""
+    for name, value in named.items():
+        labels_of = np.asarray(value)
+        if labels_of.ndim != 1 or labels_of.size == 0:
+            raise ValueError(f"{name} must be a non-empty vector of labels, got shape {labels_of.shape}")
+        if labels_of.dtype.kind not in "iu":
+            raise TypeError(f"{name} must be integers, got dtype {labels_of.dtype}")
+        labels(**{name: labels_of})
+        missing = np.flatnonzero(np.bincount(labels_of) == 0)
+        if missing.size:
+            raise ValueError(f"{name} must use every label from 0 to its largest, but none is {missing[0]}")
 
 
 def floating_leaves(**named: Any) -> None:
@@ -272,17 +295,29 @@ def _equal(first: Any, second: Any) -> bool:
     return bool(np.array_equal(np.asarray(first), np.asarray(second)))
 
 
-def has_method(method: str, **named: Any) -> None:
-    """Raise unless every value has a method of this name."""
+def has_method(signature: str, /, **named: Any) -> None:
+    """Raise unless every value has a method of the name that ``signature`` begins with."""
+    method, _, _ = signature.partition("(")
     for name, value in named.items():
         if not callable(getattr(value, method, None)):
-            raise TypeError(f"{name} must have a method {method}(key, population_size), got {value!r}")
+            raise TypeError(f"{name} must have a method {signature}, got {value!r}")
 
 
-def enumerable(*, max_batches: int, size: int, design: Any) -> None:
-    """Raise if the support is too large."""
-    if size > max_batches:
-        raise ValueError(f"max_batches must be at least {size} to enumerate {design}, got {max_batches}")
+def finite_vector(**named: Any) -> None:
+    """Raise unless every value is a non-empty vector of finite numbers."""
+    for name, values in named.items():
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"{name} must be a non-empty vector, got shape {values.shape}")
+        bad = values[~np.isfinite(values.astype(np.float64))]
+        if bad.size:
+            raise ValueError(f"{name} must be finite, got {bad[0]}")
+
+
+def one_for_each(count: int, what: str, /, **named: Sequence[Any]) -> None:
+    """Raise unless every value has one entry for each of ``count`` things, which are called ``what``."""
+    for name, value in named.items():
+        if len(value) != count:
+            raise ValueError(f"{name} must have one entry for each of the {count} {what}, got {len(value)}")
 
 
 def like_params(structure: Any, shapes: Sequence[tuple[int, ...]], **named: Any) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float64
 
-from jaxsgd._core import validate, validate_designs
+from jaxsgd._core import validate
 
 _MAX_ITERATIONS = 100
 _CONVERGED = 1e-13  # relative change of the fitted steps
@@ -101,15 +101,15 @@ def fit_tradeoff(
     (200.0, 4000.0)
     """
     B, S = (np.asarray(value, np.float64) for value in (batch_sizes, steps))
-    validate_designs.finite_vector(steps=S)
+    validate.finite_vector(steps=S)
     validate.vector(len(S), batch_sizes=B)
-    validate_designs.positive(batch_sizes=tuple(B), steps=tuple(S))
+    validate.positive(batch_sizes=tuple(B), steps=tuple(S))
     if len(np.unique(B)) < 2:
         raise ValueError(f"batch_sizes must hold at least two different numbers, got {B.tolist()}")
     known = relative_errors is not None
     errors = np.asarray(relative_errors if known else np.ones(len(S)), np.float64)
     validate.vector(len(S), relative_errors=errors)
-    validate_designs.positive(relative_errors=tuple(errors))
+    validate.positive(relative_errors=tuple(errors))
     validate.fraction(confidence_level=confidence_level)
     if not known:
         validate.at_least(3, **{"the number of batch_sizes without relative_errors": len(S)})
@@ -148,7 +148,7 @@ def steps_to_target(steps: Any, losses: Any, target: Any) -> Any:
     [5.0, inf]
     """
     t, values = np.asarray(steps, np.float64), np.asarray(losses, np.float64)
-    validate_designs.positive(target=target)
+    validate.positive(target=target)
     validate.vector(values.shape[-1] if values.ndim else 0, steps=t)
     if not np.all(np.diff(t) > 0):
         raise ValueError(f"steps must increase, got {t.tolist()}")

@@ -163,7 +163,7 @@ class WithinPopulation(FixedSizeDesign):
 
     def _check(self, population_size: int) -> None:
         super()._check(population_size)
-        validate.batch_within_population(batch_size=self.batch_size, population_size=population_size)
+        validate.at_most(population_size, "the population size", batch_size=self.batch_size)
 
 
 def centered_identity(factor: Number, population_size: int) -> tuple[Number, Number]:

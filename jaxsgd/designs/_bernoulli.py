@@ -11,11 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxsgd._core import validate_designs
+from jaxsgd._core import validate
 from jaxsgd._core.rational import Number, Numbers, as_number
 from jaxsgd.designs._base import centered_identity
 from jaxsgd.designs._covariance import ExchangeableCovariance
-from jaxsgd.designs._poisson import MAX_RATIONAL, Empty, IndependentExamples, Normalize, check_options
+from jaxsgd.designs._poisson import (
+    MAX_RATIONAL,
+    Empty,
+    IndependentExamples,
+    Normalize,
+    between_zero_and_one,
+    check_options,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,8 +54,8 @@ class Bernoulli(IndependentExamples):
         super().__post_init__()
         check_options(self.normalize, self.empty)
         object.__setattr__(self, "probability", as_number(self.probability))
-        validate_designs.positive(probability=self.probability)
-        validate_designs.between_zero_and_one(probability=self.probability)
+        validate.positive(probability=self.probability)
+        between_zero_and_one(probability=self.probability)
 
     def empty_probability(self, population_size: int) -> Number:
         """The probability (1−p)^N that no example is drawn."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxsgd._core import validate, validate_designs
+from jaxsgd._core import validate
 from jaxsgd._core.rational import Number, Numbers, as_array
 from jaxsgd.designs._base import SamplingDesign, WeightVector, WithinPopulation, floats, subset_weights
 from jaxsgd.designs._covariance import CircularCovariance, GroupCovariance
@@ -94,7 +94,7 @@ class Groups(OneOfTheGroups):
     def __post_init__(self) -> None:
         super().__post_init__()
         validate.one_of(("expected", "realized"), normalize=self.normalize)
-        validate_designs.consecutive_labels(assignment=self.assignment)
+        validate.consecutive_labels(assignment=self.assignment)
         object.__setattr__(self, "assignment", tuple(np.asarray(self.assignment).tolist()))
 
     def assignment_of(self, population_size: int) -> Int[np.ndarray, " n"]:
@@ -104,7 +104,7 @@ class Groups(OneOfTheGroups):
 
     def _check(self, population_size: int) -> None:
         super()._check(population_size)
-        validate_designs.for_population(population_size, assignment=self.assignment)
+        validate.one_for_each(population_size, "examples", assignment=self.assignment)
 
     def _weights_when_drawn(self, population_size: int) -> Numbers:
         if self.normalize == "expected":
@@ -137,7 +137,7 @@ class Systematic(WithinPopulation, OneOfTheGroups):
 
     def _check(self, population_size: int) -> None:
         super()._check(population_size)
-        validate_designs.divides(batch_size=self.batch_size, population_size=population_size)
+        _check_divides(self.batch_size, population_size)
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,7 +164,7 @@ class Blocks(WithinPopulation, OneOfTheGroups):
 
     def _check(self, population_size: int) -> None:
         super()._check(population_size)
-        validate_designs.divides(batch_size=self.batch_size, population_size=population_size)
+        _check_divides(self.batch_size, population_size)
 
 
 @dataclass(frozen=True, repr=False)
@@ -212,3 +212,9 @@ class CircularBlocks(WithinPopulation):
         N, M = population_size, self.batch_size
         lags = np.abs(np.arange(N)[:, None] - np.arange(N)[None])
         return (np.maximum(0, M - lags) + np.maximum(0, M - N + lags)) / N
+
+
+def _check_divides(batch_size: int, population_size: int) -> None:
+    """Raise unless the batch size divides the population size."""
+    if population_size % batch_size:
+        raise ValueError(f"batch_size must divide the population size {population_size}, got {batch_size}")

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Float, Float64, Int
 
-from jaxsgd._core import validate_designs
+from jaxsgd._core import validate
 from jaxsgd._core.rational import Number, Numbers, as_array, as_numbers, prod
 from jaxsgd.designs._base import WeightVector, WithinPopulation, floats, subset_weights
 from jaxsgd.designs._covariance import DenseCovariance
@@ -55,11 +55,11 @@ class ConditionalPoisson(WithinPopulation):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "odds", as_numbers(odds=self.odds))
-        validate_designs.positive(odds=self.odds)
+        validate.positive(odds=self.odds)
 
     def _check(self, population_size: int) -> None:
         super()._check(population_size)
-        validate_designs.for_population(population_size, odds=self.odds)
+        validate.one_for_each(population_size, "examples", odds=self.odds)
 
     def _draw(self, key: Array, population_size: int) -> Float[Array, " n"]:
         """Example i is taken with probability ω_i E_{r−1}(ω_{i+1..}) / E_r(ω_{i..}), where r are still to be drawn."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
-from jaxsgd._core import validate, validate_designs
+from jaxsgd._core import validate
 from jaxsgd._core.rational import Number, Numbers, as_array, as_numbers, prod, reciprocals
 from jaxsgd.designs._base import MOST_DRAWS, FixedSizeDesign, WeightVector, floats
 from jaxsgd.designs._covariance import DiagonalCovariance
@@ -67,7 +67,7 @@ class Importance(FixedSizeDesign):
 
     def _check(self, population_size: int) -> None:
         super()._check(population_size)
-        validate_designs.for_population(population_size, probabilities=self.probabilities)
+        validate.one_for_each(population_size, "examples", probabilities=self.probabilities)
 
     def _normalized(self) -> Numbers:
         p = as_array(self.probabilities)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxsgd._core import validate, validate_designs
+from jaxsgd._core import validate
 from jaxsgd._core.rational import Number, Numbers, as_array, as_numbers, prod, reciprocals
 from jaxsgd.designs import _ratio_moments
 from jaxsgd.designs._base import SamplingDesign, WeightVector, floats, subset_weights
@@ -166,12 +166,12 @@ class _Unequal(IndependentExamples):
 
     def _set_probabilities(self) -> None:
         object.__setattr__(self, "probabilities", as_numbers(probabilities=self.probabilities))
-        validate_designs.between_zero_and_one(probabilities=self.probabilities)
-        validate_designs.positive(**{"the largest of probabilities": max(self.probabilities)})
+        between_zero_and_one(probabilities=self.probabilities)
+        validate.positive(**{"the largest of probabilities": max(self.probabilities)})
 
     def _check_size(self, population_size: int) -> None:
         super()._check_size(population_size)
-        validate_designs.for_population(population_size, probabilities=self.probabilities)
+        validate.one_for_each(population_size, "examples", probabilities=self.probabilities)
 
     def _chances(self, population_size: int) -> Sequence[Number]:
         if population_size <= MAX_RATIONAL:
@@ -242,6 +242,14 @@ class Hajek(_Unequal):
 
     def _ratios(self, population_size: int) -> Numbers | None:  # noqa: ARG002
         return reciprocals(as_array(self.probabilities))
+
+
+def between_zero_and_one(**named: Any) -> None:
+    """Raise unless every number of every value lies between 0 and 1."""
+    for name, value in named.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if not 0 <= number <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {number}")
 
 
 def check_options(normalize: str, empty: str) -> None:

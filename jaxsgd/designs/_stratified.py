@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxsgd._core import validate, validate_designs
+from jaxsgd._core import validate
 from jaxsgd._core.rational import Number, Numbers, as_array, as_numbers
 from jaxsgd.designs._base import SamplingDesign, WeightVector, floats
 from jaxsgd.designs._covariance import StratifiedCovariance
@@ -55,12 +55,12 @@ class Stratified(SamplingDesign):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate_designs.consecutive_labels(strata=self.strata)
+        validate.consecutive_labels(strata=self.strata)
         object.__setattr__(self, "strata", tuple(np.asarray(self.strata).tolist()))
         for size in np.asarray(self.batch_sizes).tolist() if np.ndim(self.batch_sizes) else [self.batch_sizes]:
             validate.positive_integer(batch_sizes=size)
         object.__setattr__(self, "batch_sizes", tuple(np.asarray(self.batch_sizes).reshape(-1).tolist()))
-        validate_designs.allocation(self.batch_sizes, self._stratum_sizes().tolist())
+        _check_allocation(self.batch_sizes, self._stratum_sizes().tolist())
 
     @classmethod
     def proportional(cls, strata: Any, batch_size: int) -> "Stratified":
@@ -68,7 +68,7 @@ class Stratified(SamplingDesign):
 
         Fractions are rounded so that Σ N_h²/m_h is least, which for N_h M/N that are integers gives these.
         """
-        validate_designs.consecutive_labels(strata=strata)
+        validate.consecutive_labels(strata=strata)
         return cls.neyman(strata, np.ones(int(np.max(strata)) + 1), batch_size)
 
     @classmethod
@@ -91,18 +91,20 @@ class Stratified(SamplingDesign):
         >>> Stratified.neyman([0, 0, 0, 1, 1, 1], deviations=[1.0, 5.0], batch_size=3).batch_sizes
         (1, 2)
         """
-        validate_designs.consecutive_labels(strata=strata)
+        validate.consecutive_labels(strata=strata)
         sizes = np.bincount(np.asarray(strata)).tolist()
         S = as_numbers(deviations=deviations)
-        validate_designs.non_negative(deviations=S)
-        validate_designs.for_strata(len(sizes), deviations=S)
+        for deviation in S:
+            if not deviation >= 0:
+                raise ValueError(f"deviations must be non-negative, got {deviation}")
+        validate.one_for_each(len(sizes), "strata", deviations=S)
         validate.at_least(len(sizes), batch_size=batch_size)
-        validate.batch_within_population(batch_size=batch_size, population_size=sum(sizes))
+        validate.at_most(sum(sizes), "the population size", batch_size=batch_size)
         return cls(strata, _allocate(sizes, S, batch_size))
 
     def _check(self, population_size: int) -> None:
         super()._check(population_size)
-        validate_designs.for_population(population_size, strata=self.strata)
+        validate.one_for_each(population_size, "examples", strata=self.strata)
 
     def _stratum_sizes(self) -> Int[np.ndarray, " h"]:
         return np.bincount(np.asarray(self.strata))
@@ -170,6 +172,14 @@ class Stratified(SamplingDesign):
 
     def _expected_size(self, population_size: int) -> Number:  # noqa: ARG002
         return Fraction(sum(self.batch_sizes))
+
+
+def _check_allocation(batch_sizes: tuple[int, ...], stratum_sizes: list[int]) -> None:
+    """Raise unless there is one batch size for each stratum, none larger than its stratum."""
+    validate.one_for_each(len(stratum_sizes), "strata", batch_sizes=batch_sizes)
+    for stratum, (drawn, size) in enumerate(zip(batch_sizes, stratum_sizes, strict=True)):
+        if drawn > size:
+            raise ValueError(f"batch_sizes must be at most {size}, the size of stratum {stratum}, got {drawn}")
 
 
 def _allocate(sizes: list[int], deviations: tuple[Number, ...], batch_size: int) -> tuple[int, ...]:

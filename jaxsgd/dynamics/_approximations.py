@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from jaxsgd._core import validate_designs
+from jaxsgd._core import validate
 from jaxsgd.designs import Design, Reshuffling
 from jaxsgd.dynamics._affine_map import floats, identity_like, numbers, solve
 from jaxsgd.dynamics._quadratics import Quadratics, mean_weights, require_positive_definite, weighted_covariance
@@ -105,7 +105,7 @@ def reshuffling_bias(quadratics: Quadratics, design: Reshuffling, learning_rate:
     >>> reshuffling_bias(losses, designs.Reshuffling(1), Fraction(1, 256)).item()
     Fraction(-1, 512)
     """
-    validate_designs.positive(learning_rate=learning_rate)
+    validate.positive(learning_rate=learning_rate)
     N = quadratics.population_size
     factor = numbers([learning_rate, design.scale_factor(N)])
     k = len(design.batch_sizes(N))
@@ -115,7 +115,7 @@ def reshuffling_bias(quadratics: Quadratics, design: Reshuffling, learning_rate:
 
 def _lyapunov(quadratics: Quadratics, design: Design, learning_rate: Any, *, second_order: bool) -> np.ndarray:
     """V of (L − ηH̄ ⊗ H̄) vec V = η vec C, or without the second-order term."""
-    validate_designs.positive(learning_rate=learning_rate)
+    validate.positive(learning_rate=learning_rate)
     eta = numbers(learning_rate).item()
     quadratics = quadratics if quadratics.linear.dtype == object and not isinstance(eta, float) else quadratics.floats()
     eta = eta if quadratics.linear.dtype == object else float(eta)

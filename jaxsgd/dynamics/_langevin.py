@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxsgd import designs
-from jaxsgd._core import validate_designs
+from jaxsgd._core import validate
 from jaxsgd._core.rational import as_array, as_number, as_numbers
 
 
@@ -44,5 +44,5 @@ def langevin_variance(design: designs.SamplingDesign, examples: Any, step_size: 
     if abs(float(entries.sum())) > 1e-12 * float(np.abs(entries).sum()):
         raise ValueError(f"design must draw batches of one total weight, got {design}")
     contraction = 1 - step * design.scale_factor(len(x)) / 2
-    validate_designs.positive(**{"1 − (1 − εW/2)², with ε the step_size and W the total weight,": 1 - contraction**2})
+    validate.positive(**{"1 − (1 − εW/2)², with ε the step_size and W the total weight,": 1 - contraction**2})
     return (step + step**2 / 4 * (x @ entries @ x)) / (1 - contraction**2)

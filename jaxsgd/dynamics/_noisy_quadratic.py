@@ -7,7 +7,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Float64
 
-from jaxsgd._core import validate, validate_designs
+from jaxsgd._core import validate
 
 _NUM_RATES = 64
 _SMALLEST_RATE = 1e-6  # of the learning rates tried, relative to the largest stable one
@@ -49,10 +49,10 @@ class NoisyQuadratic:
     def __post_init__(self) -> None:
         for name in ("curvatures", "noise", "second_moments"):
             values = np.asarray(getattr(self, name), np.float64)
-            validate_designs.finite_vector(**{name: values})
+            validate.finite_vector(**{name: values})
             validate.vector(len(self.curvatures), **{name: values})
             object.__setattr__(self, name, tuple(map(float, values)))
-            validate_designs.positive(**{name: getattr(self, name)})
+            validate.positive(**{name: getattr(self, name)})
 
     @classmethod
     def of_dimension(cls, dimension: int) -> "NoisyQuadratic":
@@ -83,7 +83,7 @@ class NoisyQuadratic:
         Raises:
             ValueError: if an argument is not positive, or a learning rate not stable.
         """
-        validate_designs.positive(target=target, batch_size=batch_size)
+        validate.positive(target=target, batch_size=batch_size)
         rates = np.asarray(learning_rate, np.float64)
         limit = 2 / max(self.curvatures)
         unstable = rates[~((rates > 0) & (rates < limit))]
@@ -108,7 +108,7 @@ class NoisyQuadratic:
         >>> [round(model.fewest_steps(0.5, B)[0]) for B in (1, 2, 64, 128)]
         [135, 70, 9, 8]
         """
-        validate_designs.positive(target=target, batch_size=batch_size)
+        validate.positive(target=target, batch_size=batch_size)
         logs = np.log(2 / max(self.curvatures)) + np.linspace(np.log(_SMALLEST_RATE), -1e-6, _NUM_RATES)
         place = int(np.argmin(self.steps_to(target, batch_size, np.exp(logs))))
         ends = logs[max(place - 1, 0)], logs[min(place + 1, _NUM_RATES - 1)]

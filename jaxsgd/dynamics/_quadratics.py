@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsgd._core import validate, validate_designs
+from jaxsgd._core import validate
 from jaxsgd.designs import Covariance, Design, ExchangeableCovariance, Reshuffling
 from jaxsgd.dynamics._affine_map import AffineLaw, certain, identity_like, mixture, numbers, solve
 
@@ -159,7 +159,7 @@ def step_law(quadratics: Quadratics, design: Design, learning_rate: Any) -> Affi
     >>> law.stationary().covariance.item()
     Fraction(9, 17)
     """
-    validate_designs.positive(learning_rate=learning_rate)
+    validate.positive(learning_rate=learning_rate)
     quadratics, eta = _same_numbers(quadratics, learning_rate)
     N, d = quadratics.population_size, quadratics.linear.shape[1]
     R = rows(quadratics)
@@ -190,7 +190,7 @@ def fixed_order_law(
     >>> fixed_order_law(losses, [0, 1, 2], Fraction(1, 4)).stationary().mean.item()
     Fraction(-21, 29)
     """
-    validate_designs.positive(learning_rate=learning_rate)
+    validate.positive(learning_rate=learning_rate)
     validate.positive_integer(batch_size=batch_size)
     N = quadratics.population_size
     outside = [i for i in order if i not in range(N)]
@@ -232,10 +232,10 @@ def reshuffled_law(
     >>> ends.mean.item(), ends.second_moment(losses.minimum()).item()
     (Fraction(-4, 29), Fraction(1098, 5887))
     """
-    validate_designs.positive(learning_rate=learning_rate)
+    validate.positive(learning_rate=learning_rate)
     N = quadratics.population_size
     sizes = design.batch_sizes(N)
-    validate.enumerable(max_batches=max_batches, size=num_compositions(N, sizes), design=design)
+    validate.enough(num_compositions(N, sizes), f"enumerate {design}", max_batches=max_batches)
     quadratics, eta = _same_numbers(quadratics, learning_rate)
     laws, used = {frozenset[int](): certain(unmoved(quadratics))}, 0
     for size in sizes:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsgd._core import validate, validate_designs
+from jaxsgd._core import validate
 from jaxsgd.designs import Design, Reshuffling
 from jaxsgd.dynamics._affine_map import floats
 from jaxsgd.dynamics._quadratics import (
@@ -77,7 +77,7 @@ def _simulate(
     num_rounds: int,
     start: Any,
 ) -> Float[Array, "r d"]:
-    validate_designs.positive(learning_rate=learning_rate)
+    validate.positive(learning_rate=learning_rate)
     validate.random_key(key=key)
     validate.positive_integer(num_runs=num_runs)
     d = quadratics.linear.shape[1]

@@ -113,7 +113,7 @@ def batch_loss_gradient(
     else:
         validate.random_key(key=key)
         validate.at_least(2, num_draws=num_draws)
-        validate.has_method("indices", design=design)
+        validate.has_method("indices(key, population_size)", design=design)
         batches = _drawn(design, count, key, num_draws)
     return _summary(loss, params, data, batches, num_draws or 0, chunk_size)
 
@@ -123,8 +123,7 @@ Batches = list[tuple[np.ndarray, np.ndarray]]  # for every size of batch: exampl
 
 def _enumerated(design: designs.Design, count: int, max_batches: int) -> Batches:
     """Every batch of the support with its probability, by size."""
-    size = design.support_size(count)
-    validate.enumerable(max_batches=max_batches, size=size, design=design)
+    validate.enough(design.support_size(count), f"enumerate {design}", max_batches=max_batches)
     by_size: dict[int, list[tuple[list[int], float]]] = {}
     for probability, weights in design.support(count):
         if probability:

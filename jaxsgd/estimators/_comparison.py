@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, PyTree
 
 from jaxsgd import designs, kernels, moments
-from jaxsgd._core import devices, validate, validate_designs
+from jaxsgd._core import devices, validate
 from jaxsgd.estimators import _contraction
 from jaxsgd.estimators._exact import exact
 
@@ -127,7 +127,7 @@ def optimal_probabilities(g: kernels.PerExampleGradients) -> Float64[np.ndarray,
     """
     kernels.require_finite(g)
     norms = np.sqrt(devices.on_host(g.squared_norms()).astype(np.float64))
-    validate_designs.positive(**{"the largest norm of a gradient": float(norms.max())})
+    validate.positive(**{"the largest norm of a gradient": float(norms.max())})
     return norms / norms.sum()
 
 
@@ -138,8 +138,8 @@ def stratum_deviations(g: kernels.PerExampleGradients, strata: Any) -> Float64[n
         g: the gradients of the whole population.
         strata: the stratum 0, …, H−1 of every example.
     """
-    validate_designs.consecutive_labels(strata=strata)
-    validate_designs.for_population(g.count, strata=strata)
+    validate.consecutive_labels(strata=strata)
+    validate.one_for_each(g.count, "examples", strata=strata)
     kernels.require_finite(g)
     labels = np.asarray(strata)
     squares = devices.on_host(_contraction.stratum_deviations(g, labels)).astype(np.float64)

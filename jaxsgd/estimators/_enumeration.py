@@ -38,7 +38,7 @@ def descent_probability(
     """
     validate.positive_integer(max_batches=max_batches)
     kernels.require_finite(g)
-    validate.enumerable(max_batches=max_batches, size=design.support_size(g.count), design=design)
+    validate.enough(design.support_size(g.count), f"enumerate {design}", max_batches=max_batches)
     slopes = [Fraction(float(slope)) for slope in devices.on_host(g.inner_products(g.mean()))]
     downhill = Fraction(0)
     for probability, weights in design.support(g.count):
@@ -68,9 +68,7 @@ def enumerate_batches(
     """
     validate.positive_integer(max_batches=max_batches)
     kernels.require_finite(g)
-    size = design.support_size(g.count)
-    if size > max_batches:
-        raise ValueError(f"max_batches must be at least {size} to enumerate {design}, got {max_batches}")
+    validate.enough(design.support_size(g.count), f"enumerate {design}", max_batches=max_batches)
     support = list(design.support(g.count))
     probabilities = np.array([float(probability) for probability, _ in support])
     validate.probabilities(**{f"the support of {design}": probabilities})
@@ -136,7 +134,7 @@ def enumerate_data_sets(
     validate.vector(len(points), probabilities=np.asarray(chances, dtype=np.float64))
     validate.probabilities(probabilities=chances)
     size = len(points) ** population_size * design.support_size(population_size)
-    validate.enumerable(max_batches=max_batches, size=size, design=design)
+    validate.enough(size, f"enumerate {design}", max_batches=max_batches)
     support = list(design.support(population_size))
     mean = square = given_data = Fraction(0)
     for chosen in itertools.product(range(len(points)), repeat=population_size):

@@ -177,7 +177,7 @@ def without_replacement_central_moments(g: kernels.PerExampleGradients, *, batch
     kernels.require_finite(g)
     validate.at_least(4, **{"the number of examples": g.count})
     validate.positive_integer(batch_size=batch_size)
-    validate.batch_within_population(batch_size=batch_size, population_size=g.count)
+    validate.at_most(g.count, "the population size", batch_size=batch_size)
     N, M = g.count, int(batch_size)
     third = Fraction((N - M) * (N - 2 * M), M**2 * (N - 1) * (N - 2))
     common = Fraction(N - M, M**3 * (N - 1) * (N - 2) * (N - 3))
@@ -198,7 +198,7 @@ def _at_least_two(g_batch: kernels.PerExampleGradients) -> None:
 
 def _within(g_batch: kernels.PerExampleGradients, population_size: int) -> None:
     validate.positive_integer(population_size=population_size)
-    validate.batch_within_population(batch_size=g_batch.count, population_size=population_size)
+    validate.at_most(population_size, "the population size", batch_size=g_batch.count)
 
 
 def _probabilities(

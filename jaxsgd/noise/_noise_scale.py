@@ -154,7 +154,7 @@ def two_batch_noise_scale(
     validate.at_least(small_size + 1, big_size=big_size)
     if population_size is not None:
         validate.positive_integer(population_size=population_size)
-        validate.batch_within_population(batch_size=big_size, population_size=population_size)
+        validate.at_most(population_size, "the population size", batch_size=big_size)
     validate.finite_if_known(small_gradient=small_gradient, big_gradient=big_gradient)
     small, big = (sums.squared_norm(gradient) for gradient in (small_gradient, big_gradient))
     c_small, c_big = (variance_factor(size, population_size) for size in (small_size, big_size))
@@ -202,7 +202,7 @@ def noise_scale_law(g: kernels.PerExampleGradients, batch_size: int) -> NoiseSca
     (15.75, 1.25, 816.64)
     """
     validate.at_least(2, batch_size=batch_size)
-    validate.batch_within_population(batch_size=batch_size, population_size=g.count)
+    validate.at_most(g.count, "the population size", batch_size=batch_size)
     kernels.require_finite(g)
     pairs = _u_statistics.pair_sums(g)
     G, T, covariance = _targets(pairs, _u_statistics.batch_covariance(pairs, batch_size), g.count)

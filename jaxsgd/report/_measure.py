@@ -164,7 +164,7 @@ def measure(
     population = _noise_scale(g, options.confidence_level)
     batch_size = advised(B, N) if options.batch_size is None else options.batch_size
     validate.positive_integer(batch_size=batch_size)
-    validate.batch_within_population(batch_size=batch_size, population_size=N)
+    validate.at_most(N, "the population size", batch_size=batch_size)
     sizes = grid(N)
     return Findings(
         name=options.name,

@@ -134,7 +134,7 @@ def run_sgd(
     params, data = devices.automatic((params, data))
     validate.scalar_loss(loss_fn, params, data)
     validate.deterministic(loss_fn, params, data)
-    validate.has_method("weights", design=design)
+    validate.has_method("weights(key, population_size)", design=design)
     if gradient is not None:
         validate.one_of(("factored", "plain"), gradient=gradient)
     if learning_rates is not None:

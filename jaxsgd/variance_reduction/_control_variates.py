@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from jaxsgd import designs, estimators, kernels
-from jaxsgd._core import validate_designs
+from jaxsgd._core import validate
 
 
 def exact(
@@ -109,7 +109,7 @@ def optimal_coefficient(
         estimators.exact(design, each).variance for each in (g, control, g.minus(control))
     )
     if not isinstance(of_control, jax.core.Tracer):
-        validate_designs.positive(**{f"the variance of control under {design}": float(of_control)})
+        validate.positive(**{f"the variance of control under {design}": float(of_control)})
     best = (own + of_control - of_difference) / (2 * of_control)
     return OptimalCoefficient(best, estimators.exact(design, g.minus(control, best)).variance)
 

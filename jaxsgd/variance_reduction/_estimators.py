@@ -66,7 +66,7 @@ class _Estimator:
         validate.floating_leaves(params=params)
         population_size = validate.leading_axis(data=data)
         validate.scalar_loss(self.loss_fn, params, data)
-        validate.has_method("weights", design=self.design)
+        validate.has_method("weights(key, population_size)", design=self.design)
         jax.eval_shape(lambda k: self.design.weights(k, population_size), key)  # the design's own checks
         return population_size
 
