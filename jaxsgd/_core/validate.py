@@ -24,28 +24,19 @@ _passed: weakref.WeakKeyDictionary[Callable[..., Any], set[Any]] = weakref.WeakK
 
 def positive_integer(**named: Any) -> None:
     """Raise unless every value is an integer of at least 1."""
-    for name, value in named.items():
-        integer(**{name: value})
-        if operator.index(value) < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    at_least(1, **named)
 
 
-def integer(**named: Any) -> None:
-    """Raise unless every value is an integer (``bool`` is not one)."""
+def at_least(minimum: int, /, **named: Any) -> None:
+    """Raise unless every value is an integer (``bool`` is not one) of at least ``minimum``."""
     for name, value in named.items():
         try:
-            operator.index(value)
+            integer = operator.index(value)
         except TypeError:
             raise TypeError(f"{name} must be an integer, got {value!r}") from None
         if isinstance(value, bool):
             raise TypeError(f"{name} must be an integer, got {value!r}")
-
-
-def at_least(minimum: int, **named: Any) -> None:
-    """Raise unless every value is an integer of at least ``minimum``."""
-    for name, value in named.items():
-        integer(**{name: value})
-        if operator.index(value) < minimum:
+        if integer < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
