@@ -8,7 +8,7 @@ all checks but those on values run there as well.
 import operator
 import re
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -106,7 +106,7 @@ def finite(**named: Any) -> None:
             raise ValueError(f"{name} must be finite, got {values[at]} in example {at[0]}")
 
 
-def finite_rows(examples: Iterable[int], where: str, **named: np.ndarray) -> None:
+def finite_rows(examples: Sequence[int] | np.ndarray, where: str, **named: np.ndarray) -> None:
     """Raise, naming the example and the place, unless every matrix with a row for each of ``examples`` is finite."""
     for name, rows in named.items():
         for example, row in zip(examples, rows, strict=True):
