@@ -38,13 +38,13 @@ class Draw(NamedTuple):
 
 @runtime_checkable
 class Batches(Protocol):
-    """The batches of a run, each a function of the run's key and of its number: what :func:`batches` returns."""
+    """What :func:`batches` returns: the batches of a run, drawn from the run's key and the numbers of the steps."""
 
     def start(self) -> Any:
-        """The state before step 0, arrays that are carried from step to step."""
+        """The state before step 0: arrays that a loop carries from step to step."""
 
     def __call__(self, state: Any, key: Array, step: Any) -> tuple[Any, Draw]:
-        """The next state and the batch of a step, for the key of the run; steps are made in order, from 0."""
+        """The next state and the batch of a step, for the key of the run; steps come in order, from 0."""
 
 
 @dataclass(frozen=True)
@@ -119,32 +119,32 @@ class Epochs:
 def batches(design: Any, population_size: int) -> Batches:
     """The batches of a design for a training loop of one's own; :func:`jaxsgd.training.run_sgd` takes the same.
 
-    The result has ``start() -> state`` and ``batches(state, key, step) -> (state, draw)``, with a :class:`Draw` that
-    works under ``jit`` and ``vmap``: ĝ = Σ_j weights_j g_(indices_j). ``Reshuffling`` goes through its epochs.
+    ``batches.start()`` is the state before step 0, and ``batches(state, key, step)`` the next state and a
+    :class:`Draw`, under ``jit`` and ``vmap`` too. ``Reshuffling`` runs through its epochs, one after the other.
 
     Args:
         design: a sampling design.
         population_size: N.
 
     Raises:
-        TypeError, ValueError: if ``design`` is none, or not one for this N.
+        TypeError, ValueError: if ``design`` has no method ``weights``, or is not one for this N.
 
     >>> import optax
     >>> from jaxsgd import designs, problems, training
     >>> (loss_fn, params, data), optimizer = problems.line_fit(0.0, 0.0), optax.sgd(0.1)
-    >>> batches = designs.batches(designs.Reshuffling(2), population_size=4)
+    >>> design, key = designs.Reshuffling(2), jax.random.key(0)
+    >>> batches = designs.batches(design, population_size=4)
     >>> @jax.jit
     ... def step(params, optimizer_state, state, key, number):
     ...     state, draw = batches(state, key, number)
     ...     loss = lambda p: jnp.sum(draw.weights * jax.vmap(loss_fn, (None, 0))(p, draw.take(data)))
     ...     updates, optimizer_state = optimizer.update(jax.grad(loss)(params), optimizer_state)
     ...     return optax.apply_updates(params, updates), optimizer_state, state
-    >>> theta, optimizer_state, state = params, optimizer.init(params), batches.start()
+    >>> carry = params, optimizer.init(params), batches.start()
     >>> for number in range(50):
-    ...     key = jax.random.fold_in(jax.random.key(0), 0)  # of run 0
-    ...     theta, optimizer_state, state = step(theta, optimizer_state, state, key, number)
-    >>> result = training.run_sgd(loss_fn, params, data, optimizer, designs.Reshuffling(2), 50, jax.random.key(0))
-    >>> jax.tree.map(lambda a, b: bool(a == b), theta, result.params)
+    ...     carry = step(*carry, jax.random.fold_in(key, 0), number)  # the key of run 0
+    >>> result = training.run_sgd(loss_fn, params, data, optimizer, design, 50, key, gradient="plain")
+    >>> jax.tree.map(lambda a, b: bool(a == b), carry[0], result.params)
     {'b': True, 'm': True}
     """
     validate.positive_integer(population_size=population_size)
