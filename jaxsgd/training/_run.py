@@ -72,7 +72,7 @@ def run_sgd(
     learning_rates: Any = None,
     eval_fn: Callable[[PyTree], Any] | None = None,
     record_every: int | None = None,
-    keep_params_at: Sequence[int] | None = None,
+    keep_params_at: Any = None,
     monitors: Sequence[optax.GradientTransformationExtraArgs] = (),
     writer: tracking.MetricWriter | None = None,
     progress: Callable[[int, int], Any] | None = None,
