@@ -6,6 +6,15 @@ lock on it, which the operating system takes back when the process ends, however
 given the same sweep, each takes what no other has, and all return the whole result. That holds under
 ``jax.distributed`` too, for cells whose data lie on devices of one process; a cell that all processes compute together
 is not one to be shared.
+
+What can be vectorized is best left to one cell: ``training.run_sgd`` with ``learning_rates`` and ``num_runs`` makes all
+their runs at once. The grid is for what changes shapes, such as the batch size. Cells of equal shapes share one
+compilation, as calls of ``run_sgd`` do. The key of a cell is ``fold_in`` of the sweep's and of a number made from the
+configuration, so a cell has the same one in every grid.
+
+Guarantees of :func:`sweep`:
+    - killed at any point and run again, the result is the same as that of an uninterrupted sweep, bit for bit.
+    - a cell is computed once, by one process.
 """
 
 import contextlib
@@ -71,17 +80,12 @@ def sweep(
 ) -> Any:
     """Compute ``run(**configuration, key=cell_key)`` for every cell of a grid, or read what is there.
 
-    What can be vectorized is best left to one cell: ``training.run_sgd`` with ``learning_rates`` and ``num_runs`` makes
-    all their runs at once. The grid is for what changes shapes, such as the batch size. Cells of equal shapes share one
-    compilation, as calls of ``run_sgd`` do.
-
     Args:
         run: a function of the cell's configuration, by name, and ``key``. It returns a ``training.RunResult``, whose
             metrics are kept, or a dict of arrays, each alone or as ``(dimension names, array)``.
         grid: name → values: numbers, strings or booleans.
         folder: where the cells are kept.
-        key: a JAX random key. That of a cell is ``fold_in`` of it and of a number made from the configuration, so a
-            cell has the same one in every grid.
+        key: a JAX random key, from which each cell has its own, the same in every grid.
         settings: everything else that the results depend on, for JSON: cells that were computed with other settings, or
             another key, are not those of this sweep.
         progress: called with a :class:`Progress` at the start and after every cell.
@@ -92,13 +96,7 @@ def sweep(
 
     Raises:
         ImportError: if xarray is not installed.
-        TypeError, ValueError: if the grid is empty or holds other values, names are taken, or cells differ in the
-        shapes
-            of their results.
-
-    Guarantees:
-        - killed at any point and run again, the result is the same as that of an uninterrupted sweep, bit for bit.
-        - a cell is computed once, by one process.
+        TypeError, ValueError: if the grid is empty or holds other values, names are taken, or shapes of results differ.
 
     >>> import tempfile
     >>> grid = {"a": [1, 2], "b": [10, 20, 30]}

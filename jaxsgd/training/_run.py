@@ -16,9 +16,10 @@ from jaxtyping import Array, PyTree
 
 from jaxsgd import kernels, tracking
 from jaxsgd._core import devices, validate
-from jaxsgd.designs import draws_of
+from jaxsgd.designs import batches
 from jaxsgd.training import _step, _validate
 from jaxsgd.training._checkpoint import Checkpoint, digest, program_digest
+from jaxsgd.training._kept import KeptParams
 from jaxsgd.training._step import Carry, Plan
 
 SECONDS_PER_CALL = 0.5  # after which the host has its say: progress, an interruption, a checkpoint
@@ -29,19 +30,33 @@ SECONDS_PER_CALL = 0.5  # after which the host has its say: progress, an interru
 class RunResult:
     """What a run ends with, and what was recorded along it; a registered pytree.
 
+    Leading axes are those of learning rates, where ``learning_rates`` were given, and then of runs, where ``num_runs``
+    was.
+
     Attributes:
-        params: θ after the last step, a pytree like ``params``; with a leading axis of runs where ``num_runs`` was
-            given, and before it one of learning rates where ``learning_rates`` were.
+        params: θ after the last step, a pytree like ``params`` with the leading axes.
         steps: after how many steps metrics were recorded, shape (s,).
-        metrics: name → array over the recorded steps, with the same leading axes, shape (..., s). ``"loss"`` is the
-            mean loss over all the data.
+        metrics: name → array over the recorded steps, shape (..., s) with the leading axes. ``"loss"`` is the mean loss
+            over all the data.
         learning_rates: as given, or None.
+        kept_params: θ at the k steps ``keep_params_at``, a pytree like ``params`` of NumPy arrays, with the leading
+            axes, and after them one of k; None where none were to be kept.
+
+    >>> from jaxsgd import designs, problems
+    >>> problem, design = problems.line_fit(0.0, 0.0), designs.WithoutReplacement(batch_size=4)
+    >>> arguments = (*problem, optax.sgd(0.1), design, 200, jax.random.key(0))
+    >>> result = run_sgd(*arguments, record_every=100, keep_params_at=[0, 5, 200])
+    >>> result.steps.tolist(), [round(float(loss), 3) for loss in result.metrics["loss"]]
+    ([0, 100, 200], [9.75, 0.675, 0.675])
+    >>> [round(float(m), 3) for m in result.kept_params["m"]], round(float(result.params["m"]), 3)
+    ([0.0, 1.265, 1.1], 1.1)
     """
 
     params: Any
     steps: Any
     metrics: Any
     learning_rates: Any = None
+    kept_params: Any = None
 
 
 def run_sgd(
@@ -57,6 +72,7 @@ def run_sgd(
     learning_rates: Any = None,
     eval_fn: Callable[[PyTree], Any] | None = None,
     record_every: int | None = None,
+    keep_params_at: Any = None,
     monitors: Sequence[optax.GradientTransformationExtraArgs] = (),
     writer: tracking.MetricWriter | None = None,
     progress: Callable[[int, int], Any] | None = None,
@@ -66,63 +82,34 @@ def run_sgd(
 ) -> RunResult:
     """Run stochastic gradient descent: at each step, ĝ = Σ w_i g_i of a fresh batch goes to the optimizer.
 
-    Run r has the key ``fold_in(key, r)`` (without ``num_runs``, that of run 0), and step t of it the key ``fold_in`` of
-    that and t, so more runs, more steps or more learning rates change none that were there. All learning rates see the
-    same batches. ``designs.Reshuffling`` runs through its epochs one after the other; any other design draws
-    independent batches. An empty batch makes a step with ĝ = 0, if that is the design's law.
+    Keys, batches, checkpoints and what is guaranteed are described in :mod:`jaxsgd.training`.
 
     Args:
         loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.
         params: θ at the start, a pytree of floating-point arrays.
-        data: a pytree of arrays with N examples along the first axis of each. They may be split over the devices of a
-            mesh, those of other processes included, each of which then makes this same call.
-        optimizer: an Optax transformation. With ``learning_rates``, a function that makes one from a learning rate,
-            such as ``optax.adam``, or a transformation with the hyperparameter ``learning_rate`` in its state
-            (``optax.inject_hyperparams``).
-        design: a sampling design. With ``indices`` and ``draw_weights``, only the examples drawn are differentiated;
-            otherwise all N are, and weighted.
+        data: a pytree of arrays with N examples along the first axis of each, on one device or on several.
+        optimizer: an Optax transformation, or with ``learning_rates`` a function of one of them, as ``optax.adam`` is.
+        design: a sampling design.
         num_steps: how many steps.
         key: a JAX random key.
         num_runs: how many runs with keys of their own, side by side.
         learning_rates: a vector of learning rates, each of which is tried in each run.
         eval_fn: ``eval_fn(params)``, one number (named ``"eval"``) or a dict of numbers, recorded with the loss.
-        record_every: record at steps 0, ``record_every``, 2 ``record_every``, …, and at the last; only at the first and
-            the last by default.
+        record_every: after how many steps to record again; by default only at the first step and the last.
+        keep_params_at: increasing step numbers, 0 to ``num_steps``, at which θ is kept, in the memory of the host.
         monitors: transformations of :mod:`jaxsgd.monitors`, in front of the optimizer; their readings are recorded.
-        writer: where metrics are written as they are recorded; of several runs, under ``name/0``, ``name/1``, … in the
-            order of the axes of :class:`RunResult`.
+        writer: where metrics are written as they are recorded; of several runs, under ``name/0``, ``name/1``, ….
         progress: called as ``progress(step, num_steps)`` every now and then.
-        checkpoint: a file that the state is written to at every record and when interrupted, and read from at the
-            start; beside it stays an empty file whose name begins with a dot, a lock. Of several processes the first
-            writes it, and all read it.
-        chunk_size: at most how many steps are made between two looks at the host; by default about half a second's
-            worth, and with several processes ``record_every``.
-        gradient: "factored", the sum of per-example gradients in factored form, whose statistics are at hand; "plain",
-            ``jax.grad``; by default the first, unless a large parameter has no factored form. They agree up to
-            rounding.
+        checkpoint: a file that the state is written to along the run, and that an interrupted run goes on from.
+        chunk_size: at most how many steps are made between two looks at the host; by default half a second's worth.
+        gradient: "factored" or "plain", ``jax.grad``; by default the first, unless a large parameter has no factors.
 
     Returns:
         :class:`RunResult`. Runs that diverge have losses that are infinite or NaN.
 
     Raises:
-        TypeError, ValueError: if an argument is of the wrong kind or shape; if ``checkpoint`` is damaged, of a run with
-            other arguments, which are named, or in use by another run: nothing is overwritten; if the loss differs
-            between two calls; if it is not finite at the start, naming the example.
+        TypeError, ValueError: naming what is wrong with an argument, with the checkpoint or with a loss at the start.
         OSError: naming the file, if ``checkpoint`` cannot be written; what it was before is still there.
-
-    Guarantees:
-        - the same for every ``chunk_size`` and after every restart from a checkpoint, bit for bit, on one machine.
-        - monitors, writers and records change no parameter, bit for bit.
-        - one compilation for a loss, optimizer, design and shapes, whatever the number of steps.
-
-    >>> from jaxsgd import designs, problems
-    >>> loss_fn, params, data = problems.line_fit(0.0, 0.0)
-    >>> design = designs.WithoutReplacement(batch_size=4)
-    >>> result = run_sgd(loss_fn, params, data, optax.sgd(0.1), design, 200, jax.random.key(0), record_every=100)
-    >>> result.steps.tolist(), [round(float(loss), 3) for loss in result.metrics["loss"]]
-    ([0, 100, 200], [9.75, 0.675, 0.675])
-    >>> round(float(result.params["m"]), 3), round(float(result.params["b"]), 3)
-    (1.1, 1.1)
     """
     validate.positive_integer(num_steps=num_steps)
     validate.random_key(key=key)
@@ -142,6 +129,7 @@ def run_sgd(
     _validate.optimizer(optimizer, tuned=learning_rates is not None)
     _validate.hashable(loss_fn=loss_fn, design=design, optimizer=optimizer, eval_fn=eval_fn)
     jax.eval_shape(lambda k: design.weights(k, population_size), key)  # the design's own checks
+    kept = KeptParams(keep_params_at, num_steps)
 
     params, data = (jax.tree.map(jnp.asarray, tree) for tree in (params, data))
     if gradient is None:
@@ -149,7 +137,7 @@ def run_sgd(
     plan = Plan(
         loss_fn=loss_fn,
         optimizer=optimizer,
-        draws=draws_of(design, population_size),
+        batches=batches(design, population_size),
         monitors=tuple(monitors),
         eval_fn=eval_fn,
         factored=gradient == "factored",
@@ -160,7 +148,7 @@ def run_sgd(
     if learning_rates is not None:
         rates = jnp.asarray(np.asarray(learning_rates), jnp.result_type(*jax.tree.leaves(params)))
     keys = jax.random.fold_in(key, 0) if num_runs is None else _run_keys(key, num_runs)
-    run = _Run(plan, data, keys, rates, num_steps, record_every or num_steps, chunk_size, writer, progress)
+    run = _Run(plan, data, keys, rates, num_steps, record_every or num_steps, chunk_size, writer, progress, kept)
     return run.finish(params, None if checkpoint is None else Path(checkpoint), design)
 
 
@@ -178,6 +166,7 @@ class _Run:
         chunk_size: int | None,
         writer: tracking.MetricWriter | None,
         progress: Callable[[int, int], Any] | None,
+        kept: KeptParams,
     ) -> None:
         self.plan, self.data, self.keys, self.rates = plan, data, keys, rates
         self.num_steps, self.record_every = num_steps, record_every
@@ -189,6 +178,7 @@ class _Run:
         self.progress = progress or (lambda _step, _num_steps: None)
         self.checkpoint: Checkpoint | None = None
         self.records: list[tuple[int, dict[str, np.ndarray]]] = []
+        self.kept = kept
 
     def finish(self, params: PyTree, path: Path | None, design: Any) -> RunResult:
         """Make all steps, from where the checkpoint is."""
@@ -201,11 +191,12 @@ class _Run:
             self.checkpoint = Checkpoint(path, self._settings(carry, params, design), self.mesh)
             with self.checkpoint.held():
                 stored = self.checkpoint.load(carry)
-                number, carry, self.records = (0, carry, []) if stored is None else stored
+                number, carry, self.records, self.kept.found = (0, carry, [], []) if stored is None else stored
                 carry = self._continue(number, carry)
         steps = jnp.asarray([step for step, _ in self.records])
         metrics = {name: jnp.stack([found[name] for _, found in self.records], axis=-1) for name in self.records[0][1]}
-        return RunResult(carry.params, steps, metrics, self.rates)
+        kept = self.kept.stacked(params, axis=self.plan.has_rates + self.plan.has_runs)
+        return RunResult(carry.params, steps, metrics, self.rates, kept)
 
     def _continue(self, number: int, carry: Carry) -> Carry:
         """The state after the last step, from that after ``number`` steps."""
@@ -213,11 +204,13 @@ class _Run:
         try:
             while not self._is_recorded(self.num_steps):
                 number, carry = state
-                if number == self._next_record():
+                if number in self.kept.next_step():  # before it is recorded, so that a checkpoint has it
+                    self.kept.keep(carry.params)
+                elif number == self._next_record():
                     self._record(number, carry)
                     self._save(number, carry)
                 else:
-                    stop = min(number + self.size, self._next_record())
+                    stop = min(number + self.size, self._next_record(), *self.kept.next_step())
                     state = stop, self._advance(number, stop, carry)
                     self.progress(stop, self.num_steps)
         except KeyboardInterrupt:
@@ -242,7 +235,7 @@ class _Run:
             _advance(self.plan, carry, self.data, self.keys, self.rates, number, stop)
         )
         if self.chunk_size is None:
-            self.size = _next_size(self.size, time.perf_counter() - started)
+            self.size = _next_size(self.size, stop - number, time.perf_counter() - started)
         return carry
 
     def _record(self, number: int, carry: Carry) -> None:
@@ -262,7 +255,7 @@ class _Run:
     def _save(self, number: int, carry: Carry) -> None:
         if self.checkpoint is not None and self.records:  # there are none if the first is interrupted
             self.writer.flush()
-            self.checkpoint.save(number, carry, self.records)
+            self.checkpoint.save(number, carry, self.records, self.kept.found)
 
     def _settings(self, carry: Carry, params: PyTree, design: Any) -> dict[str, Any]:
         """What makes this run, and no other."""
@@ -270,6 +263,7 @@ class _Run:
         return {
             "data": digest(self.data),
             "design": repr(design),
+            "keep_params_at": self.kept.steps or None,
             "key": digest(self.keys),
             "learning_rates": None if self.rates is None else devices.on_host(self.rates).tolist(),
             "num_runs": self.keys.size if self.plan.has_runs else None,
@@ -334,10 +328,10 @@ def _strong(tree: Any) -> Any:
     return jax.tree.map(strong, tree)
 
 
-def _next_size(size: int, seconds: float) -> int:
-    """Twice or half as many steps, toward :data:`SECONDS_PER_CALL`."""
+def _next_size(size: int, made: int, seconds: float) -> int:
+    """Twice or half as many steps, toward :data:`SECONDS_PER_CALL`; twice only if so many were made, not fewer."""
     if seconds <= 0:  # a clock that was set back tells nothing
         return size
     if seconds < SECONDS_PER_CALL / 2:
-        return 2 * size
-    return max(size // 2, 1) if seconds > 2 * SECONDS_PER_CALL else size
+        return 2 * size if made == size else size
+    return max(made // 2, 1) if seconds > 2 * SECONDS_PER_CALL else size

@@ -105,4 +105,11 @@ CASES: list[Case] = [
         "by must be one of batch, example, got 'epoch'",
         lambda *_: designs.Reshuffling(3).epoch_mean_covariance(5, by="epoch"),
     ),
+    (ValueError, "population_size must be at least 1, got 0", lambda *_: designs.batches(designs.Systematic(2), 0)),
+    (TypeError, "design must have a method weights(key, population_size), got 3", lambda *_: designs.batches(3, 4)),
+    (
+        ValueError,
+        "batch_size must be at most the population size 4, got 5",
+        lambda *_: designs.batches(designs.Reshuffling(5), 4),
+    ),
 ]

@@ -12,10 +12,12 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsgd import designs, monitors, sweeps, tracking, training
+from jaxsgd import designs, monitors, problems, sweeps, tracking, training
 from jaxsgd._core import devices
 from tests.support.error_helpers import KEY, ONE, Case, G, gradients, streamed, trained
 from tests.support.registry import linear_loss
+
+LINE = problems.line_fit()
 
 
 def trained_apart(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -189,4 +191,38 @@ CASES: list[Case] = [
         lambda *_: trained(key=jax.random.PRNGKey(0)),
     ),
     (TypeError, "key must be a key such as jax.random.key(0), got 'a' of type str", lambda *_: trained(key="a")),
+    (
+        TypeError,
+        "keep_params_at must be a non-empty sequence of step numbers, got []",
+        lambda *_: trained(keep_params_at=[]),
+    ),
+    (TypeError, "a non-empty sequence of step numbers, got [0.5]", lambda *_: trained(keep_params_at=[0.5])),
+    (
+        TypeError,
+        "keep_params_at must be a non-empty sequence of step numbers, got 2",
+        lambda *_: trained(keep_params_at=2),
+    ),
+    (
+        ValueError,
+        "keep_params_at must increase, from 0 at least to num_steps = 2 at most, got (0, 3)",
+        lambda *_: trained(keep_params_at=[0, 3]),
+    ),
+    (ValueError, "keep_params_at must increase, from 0 … got (-1, 1)", lambda *_: trained(keep_params_at=[-1, 1])),
+    (ValueError, "keep_params_at must increase, from 0 … got (1, 1)", lambda *_: trained(keep_params_at=[1, 1])),
+    (
+        TypeError,
+        "rows must be integers, booleans or a slice, got an array of shape (1,) and dtype float64",
+        lambda *_: LINE.take([1.0]),
+    ),
+    (TypeError, "rows must be integers, booleans or a slice, got an array of shape ()", lambda *_: LINE.take(1)),
+    (ValueError, "rows must choose at least one example, got none", lambda *_: LINE.take(slice(4, None))),
+    (ValueError, "rows must lie between 0 and 3, the last example, got -1", lambda *_: LINE.take([0, -1])),
+    (ValueError, "rows must lie between 0 and 3, the last example, got 4", lambda *_: LINE.take(jnp.asarray([4, 0]))),
+    (ValueError, "rows must have shape (4,), got (3,)", lambda *_: LINE.take([True, False, True])),
+    (
+        TypeError,
+        "data must be a pytree of arrays, but data is ",
+        lambda *_: LINE._replace(data=iter([LINE.data])).take([0]),
+    ),
+    (TypeError, "loss_fn must be a function, got 3", lambda *_: problems.mean_loss(3, *LINE[1:])),
 ]

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 import pytest
 
+import jaxsgd
 from jaxsgd import designs, monitors, problems, tracking, training
-from jaxsgd.designs._batches import Epochs, Gathered, Weighted, draws_of
 from jaxsgd.kernels import is_cheaply_factored
 from jaxsgd.training import _run
 from tests.support.own_designs import Bernoulli as OwnBernoulli
@@ -116,26 +116,6 @@ def test_own_designs_are_run_by_their_weights() -> None:
         run(design=OwnBernoulli(Fraction(1, 2))).params,
         by_weights(network(), OwnBernoulli(Fraction(1, 2)), optax.sgd(0.1), 5),
     )
-
-
-def test_how_designs_are_drawn() -> None:
-    """Catches a design that differentiates all examples without need."""
-    gathered = {name for name in LAWS if isinstance(draws_of(LAWS[name](8), 8), Gathered)}
-    assert gathered == {"with_replacement", "without_replacement", "importance", "importance_floats", "total"}
-    assert {name for name in LAWS if isinstance(draws_of(LAWS[name](8), 8), Epochs)} == {
-        "reshuffling",
-        "reshuffling_short_batch",
-    }
-    assert isinstance(draws_of(designs.DistinctUnits(3), 8), Weighted)
-
-
-@pytest.mark.parametrize("name", [name for name in LAWS if hasattr(LAWS[name](6), "draw_weights")])
-def test_draw_weights_add_up_to_the_weights(name) -> None:
-    design = LAWS[name](6)
-    indices = design.indices(KEY, 6)
-    weights = np.zeros(6)
-    np.add.at(weights, np.asarray(indices), design.draw_weights(6)[np.asarray(indices)])
-    np.testing.assert_allclose(weights, design.weights(KEY, 6), rtol=1e-12)
 
 
 def test_an_epoch_uses_every_example_once() -> None:
@@ -423,6 +403,7 @@ def test_checkpoints_keep_every_kind_of_array(tmp_path) -> None:
         ({"optimizer": optax.sgd(0.2)}, "program is"),
         ({"problem": network("sigmoid")}, "evaluation is"),
         ({"problem": network()._replace(data=jax.tree.map(lambda a: a + 1, network().data))}, "data is"),
+        ({"keep_params_at": [0, 2]}, r"keep_params_at is None there, and \[0, 2\] here"),
         ({"num_runs": 1}, "evaluation is|key is|num_runs is"),
         ({"eval_fn": lambda p: p["hidden"]["b"][0]}, "evaluation is"),
     ],
@@ -442,7 +423,7 @@ loss_fn, params, data = problems.digits_mlp(key=jax.random.key(0), hidden=8)
 with tracking.JSONLinesWriter(folder + "/run.jsonl") as writer:
     result = training.run_sgd(
         loss_fn, params, data, optax.adam, designs.Reshuffling(100, drop_last=False), N, jax.random.key(1), num_runs=2,
-        learning_rates=[0.01, 0.1], record_every=N // 20, writer=writer,
+        learning_rates=[0.01, 0.1], record_every=N // 20, keep_params_at=range(0, N + 1, N // 50), writer=writer,
         checkpoint=folder + "/run.npz",
     )
 from jaxsgd._core import files
