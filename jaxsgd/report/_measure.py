@@ -3,6 +3,9 @@
 Two quantities need one pass over all data and no more, whatever its size: ḡ and tr Σ, from which the noise scale of the
 data set and the variance at every batch size follow exactly. What needs the gradients of single examples (intervals,
 norms, shares of the parameters, some designs) is found on a uniformly random subset, which is all data if they are few.
+
+References:
+    S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162.
 """
 
 import math
@@ -39,7 +42,10 @@ def report(
     chunk_size: int = 256,
     memory_limit: int = 2**30,
 ) -> Report:
-    """Measure the gradients of a model on its data, at one θ: the same numbers and bytes for the same arguments.
+    """Measure the gradients of a model on its data, at one θ.
+
+    One pass over all data gives the noise scale and the variance at every batch size exactly; a random subset gives
+    what needs the gradients of single examples. The report says which is which.
 
     Args:
         problem: a :class:`jaxsgd.Problem`, or a tuple ``(loss_fn, params, data)`` or with a fourth, ``batch_loss_fn``.
@@ -57,8 +63,8 @@ def report(
             there are fewer than two examples, or the checkpoint is not one of these parameters.
         FileNotFoundError: if there is no such checkpoint.
 
-    References:
-        S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162.
+    Guarantees:
+        - the same numbers and bytes for the same arguments, on the same machine.
 
     >>> from jaxsgd import problems
     >>> found = report(problems.line_fit(), name="a line")

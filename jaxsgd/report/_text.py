@@ -165,8 +165,8 @@ def _batch_loss(findings: Findings) -> Verdict:
     text = f"{_sentence(found.additivity.bias)} {found.additivity.advice}"
     if not found.agrees:
         text += (
-            f" But its gradient is {decimal(100 * (found.gradient_difference or 0))} % away from that of loss_fn, which "
-            "everything else here is about: give every example's loss the same terms."
+            f" But its gradient is {decimal(100 * (found.gradient_difference or 0))} % away from that of loss_fn, "
+            "which everything else here is about: give every example's loss the same terms."
         )
     good = found.additivity.unbiased and found.agrees
     return Verdict("Batch loss", found.additivity.kind.replace("_", " "), text, good=good)

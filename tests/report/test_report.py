@@ -23,6 +23,7 @@ import pytest
 import jaxsgd
 import jaxsgd.report as report_module
 from jaxsgd import Problem, designs, estimators, problems
+from jaxsgd._core.tables import decimal
 from jaxsgd.report import _figures, load_checkpoint, report, save_checkpoint
 from jaxsgd.report._findings import advised
 from jaxsgd.report._measure import grid
