@@ -23,7 +23,7 @@ def coordinate_snr(
 
     Args:
         gradients: of the examples; moments must have been asked for ``per_coordinate``.
-        population_size: N, as for :func:`jaxsgd.noise_scale`.
+        population_size: N, of the population that the examples are from without replacement; infinite by default.
 
     References:
         J. Liu, G. Jiang, Y. Bai, T. Chen, H. Wang, "Understanding why neural networks generalize well through GSNR of

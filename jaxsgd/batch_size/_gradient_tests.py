@@ -38,7 +38,7 @@ class GradientTests:
     def batch_size(self, *, theta: float = 0.9, nu: float = 5.67, unbiased: bool = True) -> Float[Array, ""]:
         """The size at which both the inner-product and the orthogonality test are passed: m times the larger excess.
 
-        By the published formula, or by the unbiased one, infinite where that is negative.
+        The formula is the published one, or the unbiased one, which is infinite where the statistics are negative.
         """
         if not unbiased:
             return self.count * jnp.maximum(self.inner_product / theta**2, self.orthogonality / nu**2)

@@ -100,7 +100,7 @@ class Quadratics:
         return (self.mean_hessian * second_moment).sum() / 2
 
     def floats(self) -> "Quadratics":
-        """The same losses in floating point."""
+        """These losses in floating point."""
         return Quadratics(self.hessians.astype(np.float64), self.linear.astype(np.float64))
 
 
@@ -264,7 +264,7 @@ def weighted_covariance(covariance: Covariance, R: np.ndarray) -> np.ndarray:
 
 
 def _same_numbers(quadratics: Quadratics, learning_rate: Any) -> tuple[Quadratics, Any]:
-    """Both rational, or both in floating point."""
+    """Losses and learning rate, both rational or both in floating point."""
     eta = numbers(learning_rate).item()
     if isinstance(eta, Fraction) and quadratics.linear.dtype == object:
         return quadratics, eta

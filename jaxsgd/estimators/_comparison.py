@@ -23,7 +23,7 @@ def design_effect(
     *,
     relative_to: Reference = "with_replacement",
 ) -> float:
-    """Tr Cov ĝ over that of simple random sampling of the same expected size: how many times the noise.
+    """tr Cov ĝ over that of simple random sampling of the same expected size: how many times the noise.
 
     The reference has the variance tr Σ/M with replacement, and c_M tr Σ without, for M the expected number of draws, at
     the same scale (of a mean, a sum or a total). The convention with replacement is that of Kish's later "deft²", under

@@ -102,7 +102,7 @@ class PopulationVariance:
 
     @property
     def total(self) -> Fraction:
-        """Var ĝ, the sum of the two."""
+        """Var ĝ = E Var(ĝ | data) + Var E(ĝ | data)."""
         return self.given_data + self.of_data
 
 

@@ -1,6 +1,6 @@
 """What one step along a minibatch gradient does to the mean loss, from Hessian-vector products.
 
-``noise_scale`` re-exports the public names.
+It stands apart from the noise scale without curvature, which needs no second derivative of the loss.
 """
 
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ def hessian_noise_scale(
         data: a pytree of arrays with N examples along the first axis of each.
         num_probes: how many probes, at least 2; None for the exact trace.
         key: of the random signs.
-        memory_limit: as for :func:`jaxsgd.per_example_gradients`.
+        memory_limit: how many bytes the factored gradients may take; beyond, they are computed anew.
 
     Raises:
         TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; if ``num_probes`` comes without a ``key``, or a

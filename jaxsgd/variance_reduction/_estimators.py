@@ -130,7 +130,7 @@ class SVRG(_Estimator):
         return SnapshotState(jnp.asarray(0), params, mean, key, draws_of(self.design, size).start())
 
     def estimate(self, params: PyTree, state: SnapshotState, data: PyTree) -> tuple[PyTree, SnapshotState]:
-        """V, a pytree like ``params``, and the next state."""
+        """v, a pytree like ``params``, and the next state."""
         state = self._refreshed(params, state, data)
         draws, draw, batch = self._draw(state, data)
         difference = self._gradients(params, batch).minus(self._gradients(state.snapshot, batch))
@@ -187,7 +187,7 @@ class SAGA(_Estimator):
         return TableState(jnp.asarray(0), table, table.mean(), key, draws_of(self.design, size).start())
 
     def estimate(self, params: PyTree, state: TableState, data: PyTree) -> tuple[PyTree, TableState]:
-        """V, a pytree like ``params``, and the next state."""
+        """v, a pytree like ``params``, and the next state."""
         difference, weights, after = self._step(params, state, data)
         return self._controlled(difference.weighted_sum(weights), state.mean, params, data), after
 
@@ -240,7 +240,7 @@ class SAG(SAGA):
     """
 
     def estimate(self, params: PyTree, state: TableState, data: PyTree) -> tuple[PyTree, TableState]:
-        """V, a pytree like ``params``, and the next state."""
+        """v, a pytree like ``params``, and the next state."""
         _, _, after = self._step(params, state, data)
         return _like(params, after.mean), after
 
@@ -250,5 +250,5 @@ class SAG(SAGA):
 
 
 def _like(params: PyTree, tree: PyTree) -> PyTree:
-    """The same numbers in the dtypes of the parameters."""
+    """Numbers in the dtypes of the parameters."""
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, params)
