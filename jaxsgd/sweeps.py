@@ -6,6 +6,10 @@ lock on it, which the operating system takes back when the process ends, however
 given the same sweep, each takes what no other has, and all return the whole result. That holds under
 ``jax.distributed`` too, for cells whose data lie on devices of one process; a cell that all processes compute together
 is not one to be shared.
+
+What can be vectorized is best left to one cell: ``training.run_sgd`` with ``learning_rates`` and ``num_runs`` makes all
+their runs at once. The grid is for what changes shapes, such as the batch size. Cells of equal shapes share one
+compilation, as calls of ``run_sgd`` do.
 """
 
 import contextlib
@@ -71,10 +75,6 @@ def sweep(
 ) -> Any:
     """Compute ``run(**configuration, key=cell_key)`` for every cell of a grid, or read what is there.
 
-    What can be vectorized is best left to one cell: ``training.run_sgd`` with ``learning_rates`` and ``num_runs`` makes
-    all their runs at once. The grid is for what changes shapes, such as the batch size. Cells of equal shapes share one
-    compilation, as calls of ``run_sgd`` do.
-
     Args:
         run: a function of the cell's configuration, by name, and ``key``. It returns a ``training.RunResult``, whose
             metrics are kept, or a dict of arrays, each alone or as ``(dimension names, array)``.
@@ -92,9 +92,8 @@ def sweep(
 
     Raises:
         ImportError: if xarray is not installed.
-        TypeError, ValueError: if the grid is empty or holds other values, names are taken, or cells differ in the
-        shapes
-            of their results.
+        TypeError, ValueError: if the grid is empty or holds other values, names are taken, or cells differ in
+            the shapes of their results.
 
     Guarantees:
         - killed at any point and run again, the result is the same as that of an uninterrupted sweep, bit for bit.

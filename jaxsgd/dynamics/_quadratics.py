@@ -1,4 +1,7 @@
-"""Quadratic losses, one for each example, and what a design makes of them in one step or in one epoch of SGD."""
+"""Quadratic losses, one for each example, and what a design makes of them in one step or in one epoch of SGD.
+
+The result is an affine map of ``_affine_map``, which knows neither losses nor designs: here the two meet.
+"""
 
 import itertools
 import math

@@ -1,4 +1,7 @@
-"""Designs against each other: design effects, a table, and the probabilities and strata's deviations that are best."""
+"""Designs against each other: design effects, a table, and the probabilities and strata's deviations that are best.
+
+Designs of any kind are compared by what ``exact`` finds of each, in units of simple random sampling.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""Sums over every batch that a design can draw: the oracles for small populations."""
+"""Sums over every batch that a design can draw: the oracles for small populations.
+
+Nothing about the design is used but its support and the probabilities, so these are the answers that formulas and draws
+are held against. A support of S batches costs S N numbers: larger ones are refused before any work.
+"""
 
 import itertools
 from collections.abc import Sequence

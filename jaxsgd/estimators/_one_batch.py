@@ -1,4 +1,7 @@
-"""The variance of a minibatch gradient estimated from that one batch, and higher moments from a whole population."""
+"""The variance of a minibatch gradient estimated from that one batch, and higher moments from a whole population.
+
+They are survey sampling's formulas for means, coordinate by coordinate or as a trace: no design is asked for its law.
+"""
 
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -116,7 +119,8 @@ def sen_yates_grundy_variance(
         v = (1/N²) Σ_{i<j∈s} (π_i π_j − π_ij)/π_ij ‖g_i/π_i − g_j/π_j‖²
 
     It is 0 where all g_i/π_i are equal, and never negative where π_ij ≤ π_i π_j for all pairs. It is unbiased for
-    designs of fixed size only, if every pair of the population has π_ij > 0. Arguments and errors are those of :func:`horvitz_thompson_variance`.
+    designs of fixed size only, if every pair of the population has π_ij > 0. Arguments and errors are those of
+    :func:`horvitz_thompson_variance`.
 
     References:
         A. R. Sen, J. Indian Soc. Agric. Statist. 5, 1953. F. Yates and P. M. Grundy, J. Roy. Statist. Soc. B 15,

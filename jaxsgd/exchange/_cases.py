@@ -1,4 +1,8 @@
-"""Closed-form cases of gradient and expectation, on both sides of the line."""
+"""Closed-form cases of gradient and expectation, on both sides of the line.
+
+Each condition has a case that meets it and a case that fails it by little. They are apart from the usual losses, which
+have no closed form and are integrated numerically.
+"""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,8 @@
-"""SVRG, SAGA and SAG, as estimators to train with."""
+"""SVRG, SAGA and SAG, as estimators to train with: what each carries from step to step, and how a step changes it.
+
+The states are pytrees of fixed shapes, so steps can be scanned. The law of the next estimate is that of the control
+variate with the state's gradients, in ``_control_variates``; a state adds no formula of its own.
+"""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
