@@ -92,8 +92,7 @@ def sweep(
 
     Raises:
         ImportError: if xarray is not installed.
-        TypeError, ValueError: if the grid is empty or holds other values, names are taken, or cells differ in
-            the shapes of their results.
+        TypeError, ValueError: if the grid is empty or holds other values, names are taken, or shapes of results differ.
 
     Guarantees:
         - killed at any point and run again, the result is the same as that of an uninterrupted sweep, bit for bit.

@@ -1,7 +1,6 @@
 """The losses, each with what is known of its bias, and the unbiased form where there is one.
 
-They are functions of arrays over the batch alone, so nothing of the package is needed to use one; evaluating a loss of
-a batch on parts of it is ``_sub_batches``'.
+They are functions of arrays over the batch alone; evaluating a loss of a batch on parts of it is ``_sub_batches``'.
 """
 
 from collections.abc import Callable

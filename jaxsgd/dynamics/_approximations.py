@@ -62,7 +62,8 @@ def stability_threshold(quadratics: Quadratics, design: Design) -> Any:
 def additive_noise(quadratics: Quadratics, design: Design, learning_rate: Any) -> np.ndarray:
     """The covariance if gradients were as noisy everywhere as at θ*: H̄V + VH̄ − ηH̄VH̄ = ηC, shape (d, d).
 
-    C = Cov ĝ(θ*). It is an approximation, exact where all H_i are equal; it knows nothing of the threshold that batches set.
+    C = Cov ĝ(θ*). It is an approximation, exact where all H_i are equal; it knows nothing of the threshold that batches
+    set.
 
     >>> from fractions import Fraction
     >>> from jaxsgd import designs
@@ -76,8 +77,8 @@ def additive_noise(quadratics: Quadratics, design: Design, learning_rate: Any) -
 def ornstein_uhlenbeck(quadratics: Quadratics, design: Design, learning_rate: Any) -> np.ndarray:
     """The covariance of SGD's diffusion approximation with the noise of θ*: H̄V + VH̄ = ηC, shape (d, d).
 
-    C = Cov ĝ(θ*). V is the limit of small η, and proportional to η times the variance factor of the design: η c_M, not η/M,
-    is what linear scaling has to hold fixed.
+    C = Cov ĝ(θ*). V is the limit of small η, and proportional to η times the variance factor of the design: η c_M, not
+    η/M, is what linear scaling has to hold fixed.
 
     References:
         S. Mandt, M. Hoffman and D. Blei, "Stochastic gradient descent as approximate Bayesian inference", JMLR 18,

@@ -1,5 +1,4 @@
-"""A noisy quadratic whose SGD is a closed form at every number of steps: training in small, of which every
-question about batch sizes has an answer.
+"""A noisy quadratic whose SGD is a closed form at every number of steps: a training run in small.
 
 It needs no design and no examples, unlike the quadratics beside it: its noise is a given number.
 """

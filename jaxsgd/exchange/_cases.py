@@ -1,7 +1,7 @@
 """Closed-form cases of gradient and expectation, on both sides of the line.
 
-Each condition has a case that meets it and a case that fails it by little. They are apart from the usual losses, which
-have no closed form and are integrated numerically.
+The derivatives of F and the expectations of ∂L are formulas here, so that programs can be held against them; the usual
+losses, in ``_losses``, are integrated numerically.
 """
 
 import math

@@ -46,8 +46,8 @@ def noise_scale(
     """The gradient noise scale B = tr Σ/‖ḡ‖² from per-example gradients.
 
     From the norms of the m terms of a batch, S = (Σ‖h_j‖² − m‖ĝ‖²)/(m − 1) and G = ‖ĝ‖² − S/m are unbiased for tr Σ and
-    ‖ḡ‖² if examples are drawn independently. Batches without replacement measure S² in place of Σ, divisor N − 1, and G is
-    unbiased for ‖ḡ‖² − tr S²/N. A batch of fewer than two examples is left out.
+    ‖ḡ‖² if examples are drawn independently. Batches without replacement measure S² in place of Σ, divisor N − 1, and G
+    is unbiased for ‖ḡ‖² − tr S²/N. A batch of fewer than two examples is left out.
 
     Args:
         every: measure at steps that it divides.
