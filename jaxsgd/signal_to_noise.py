@@ -18,8 +18,8 @@ def coordinate_snr(
     """ḡ_j²/Σ_jj for every parameter j, the GSNR, a pytree like ``params``; its reciprocals are noise scales.
 
     From m examples, ĝ_j² is biased by Var ĝ_j, so (ĝ_j² − (1/m − 1/N) s_j²)/((1 − 1/N) s_j²) is taken: both parts are
-    unbiased, and the quotient may be negative. Where the m examples are all there is, it is exact. Infinite or NaN
-    where a coordinate has no noise.
+    unbiased, and the quotient may be negative. Where the m examples are all there is, it is exact. It is
+    infinite or NaN where a coordinate has no noise.
 
     Args:
         gradients: of the examples; moments must have been asked for ``per_coordinate``.

@@ -86,7 +86,7 @@ class Additivity:
             "ratio in θ" (a normalizer that depends on the parameters), and "pairs / m(m-1)", "pairs / m^2",
             "pairs / 1", "pairs / counted pairs".
         loss_rounding: what rounding errors may make of the discrepancies of the loss.
-        gradient_rounding: the same for the gradient.
+        gradient_rounding: what rounding errors may make of the discrepancies of the gradient.
         microbatch_errors: for 2, 4 and 8 microbatches, ‖average of their gradients − gradient‖ / ‖gradient‖.
         offset_loss: R, for a sum with an offset; 0 otherwise.
         offset_gradient: ‖∇R‖, for a sum with an offset; 0 otherwise.

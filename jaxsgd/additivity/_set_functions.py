@@ -120,7 +120,7 @@ def offset(family: Family) -> tuple[float, Float64[np.ndarray, " p"]]:
 def pairs(family: Family, normalizer: str) -> Fit:
     """c(|S|) F(S) of degree two, Σ_{i<j} a_ij + Σ a_i + R, for c = 1, m² or m(m−1).
 
-    Equivalently, the third differences of c F over disjoint sets vanish but for a constant.
+    That is so exactly if the third differences of c F over disjoint sets vanish but for a constant.
     """
     sizes = family.sizes.astype(np.float64)
     divisor = {"1": np.ones_like(sizes), "m^2": sizes**2, "m(m-1)": sizes * (sizes - 1)}[normalizer]

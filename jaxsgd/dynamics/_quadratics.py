@@ -178,9 +178,9 @@ def reshuffled_law(
 ) -> AffineLaw:
     """One epoch of SGD in a random order of the examples, as a random affine map; the orders of epochs independent.
 
-    Exact, by recursion over sets rather than orders: the last batch B of those that use up a set S is a uniform one of
-    its subsets, and before it came the batches that use up S∖B in random order. So the law for S is the mixture over B
-    of compositions, and the number of compositions grows as 2^N, not N!.
+    The law is exact, by recursion over sets rather than orders: the last batch B of those that use up a set S is a
+    uniform one of its subsets, and before it came the batches that use up S∖B in random order. So the law for S is the
+    mixture over B of compositions, and the number of compositions grows as 2^N, not N!.
 
     Args:
         quadratics: the losses.

@@ -77,8 +77,8 @@ def horvitz_thompson_variance(
 
         v = (1/N²) Σ_{i,j∈s} (π_ij − π_i π_j) / (π_ij π_i π_j) ⟨g_i, g_j⟩,    π_ii = π_i.
 
-    Unbiased, since the pair i, j is in s with probability π_ij, which cancels, if every pair of the population has
-    π_ij > 0. It may be negative.
+    It is unbiased, since the pair i, j is in s with probability π_ij, which cancels, if every pair of the population
+    has π_ij > 0. It may be negative.
 
     Args:
         g_batch: the gradients of the batch.

@@ -81,7 +81,7 @@ def hessian_noise_scale(
 ) -> HessianNoiseScale:
     """The noise scale with curvature, B = tr HΣ/ḡᵀHḡ, and what it says of a step at each batch size.
 
-    Equal to tr Σ/‖ḡ‖² where H is a multiple of the identity. With d_i = g_i − ḡ, tr HΣ = (1/N) Σ d_iᵀHd_i, exactly from
+    B equals tr Σ/‖ḡ‖² where H is a multiple of the identity. With d_i = g_i − ḡ, tr HΣ = (1/N) Σ d_iᵀHd_i, exactly from
     N Hessian-vector products, or, as Σ_j e_jᵀH(Σe_j), from one for each of P parameters; the fewer are taken. With
     probes, u = Σ s_i d_i/√N for random signs s has E uuᵀ = Σ, so the mean of uᵀHu is unbiased for it (M. F. Hutchinson,
     "A stochastic estimator of the trace", Commun. Stat. Simul. Comput. 18, 1989).

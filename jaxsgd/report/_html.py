@@ -1,4 +1,7 @@
-"""A report as one page that needs nothing else: figures inline, no script, no font, no address."""
+"""A report as one page that needs nothing else: figures inline, no script, no font, no address.
+
+The sentences and tables are those of ``_text``; here they get a style and an order on the page.
+"""
 
 from collections.abc import Sequence
 from html import escape

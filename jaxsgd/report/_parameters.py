@@ -1,4 +1,7 @@
-"""Parameters in a file, by name: one array for each leaf, so that any program can write or read it."""
+"""Parameters in a file, by name: one array for each leaf, so that any program can write or read it.
+
+It is a format of files and knows nothing of reports; checkpoints come from the user's own training.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,7 @@
-"""From ``my_package.my_module:make_problem`` to the function, and from what goes wrong there to one line."""
+"""From ``my_package.my_module:make_problem`` to the function, and from what goes wrong there to one line.
+
+It is what the command line needs of Python's import system and of the spelling of names; it measures nothing.
+"""
 
 import difflib
 import importlib

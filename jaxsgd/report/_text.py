@@ -1,4 +1,7 @@
-"""The sentences of a report, and its form for a terminal."""
+"""The sentences and the tables of a report as text, and its form for a terminal.
+
+Numbers come from ``_findings`` and are only written down here, so that the page says what the terminal says.
+"""
 
 import math
 import textwrap

@@ -94,8 +94,8 @@ class _Estimator:
 class SVRG(_Estimator):
     """v = ĝ(θ) − ĝ(θ̃) + ḡ(θ̃), with both ĝ of the same batch and a snapshot θ̃ that is renewed now and then.
 
-    Unbiased for every unbiased design. Its variance is that of the differences g_i(θ) − g_i(θ̃): of the order of
-    ‖θ − θ̃‖², and no less than that of ĝ(θ) itself once these are less alike than the gradients are.
+    SVRG is unbiased for every unbiased design. Its variance is that of the differences g_i(θ) − g_i(θ̃): of the order
+    of ‖θ − θ̃‖², and no less than that of ĝ(θ) itself once these are less alike than the gradients are.
 
     Attributes:
         loss_fn: the loss of ONE example.
@@ -158,8 +158,8 @@ class SVRG(_Estimator):
 class SAGA(_Estimator):
     """v = Σ w_i (g_i − h_i) + h̄ with a table of the last gradient h_i of every example.
 
-    Unbiased for every unbiased design, without the full gradients that SVRG takes. Afterwards the rows of all examples
-    in the batch are replaced, once each, however often they were drawn. h̄ is kept as a running sum.
+    SAGA is unbiased for every unbiased design, without the full gradients that SVRG takes. Afterwards the rows of all
+    examples in the batch are replaced, once each, however often they were drawn. h̄ is kept as a running sum.
 
     Attributes:
         loss_fn: the loss of ONE example.
@@ -224,8 +224,8 @@ class SAGA(_Estimator):
 class SAG(SAGA):
     """v = h̄ after the rows of the batch have been replaced: the mean of the last gradients of all examples.
 
-    Biased: E v − ḡ = −(1/N) Σ (1 − π_i)(g_i − h_i) for the probabilities π_i that an example is in the batch, however
-    it is weighted there; −(1 − M/N)(ḡ − h̄) where these are M/N.
+    SAG is biased: E v − ḡ = −(1/N) Σ (1 − π_i)(g_i − h_i) for the probabilities π_i that an example is in the batch,
+    however it is weighted there; −(1 − M/N)(ḡ − h̄) where these are M/N.
 
     Attributes:
         loss_fn: the loss of ONE example.
