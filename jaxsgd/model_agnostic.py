@@ -3,6 +3,14 @@
 The alternative route for models that are too large, or written in a way that has no factored form. Inner products with
 one direction are exact, from one forward pass; variances are estimated from backward passes with random signs, and
 carry their standard errors.
+
+For independent signs ε_i = ±1 with mean ε̄, u = Σ (ε_i − ε̄) g_i is the gradient of a weighted sum of losses: one
+backward pass. The signs are uncorrelated, so Cov(ε − ε̄1) = I − 11ᵀ/n, E u = 0, and
+
+    E u² = Σ (g_i − ḡ)² in every coordinate,    E ‖u‖² = Σ ‖g_i − ḡ‖²:
+
+both are unbiased after division by n (Hutchinson's estimator of a trace, for the centered Gram matrix K̃). One draw of
+‖u‖² has variance 2 (‖K̃‖_F² − Σ K̃_ii²).
 """
 
 from dataclasses import dataclass
@@ -58,13 +66,7 @@ def random_sign_moments(
 ) -> RandomSignMoments:
     """Estimate the variance of per-example gradients from ``num_draws`` + 1 backward passes over the batch.
 
-    For independent signs ε_i = ±1 with mean ε̄, u = Σ (ε_i − ε̄) g_i is the gradient of a weighted sum of losses: one
-    backward pass. The signs are uncorrelated, so Cov(ε − ε̄1) = I − 11ᵀ/n, E u = 0, and
-
-        E u² = Σ (g_i − ḡ)² in every coordinate,    E ‖u‖² = Σ ‖g_i − ḡ‖²:
-
-    both are unbiased after division by n (Hutchinson's estimator of a trace, for the centered Gram matrix K̃). One draw
-    of ‖u‖² has variance 2 (‖K̃‖_F² − Σ K̃_ii²).
+    A pass gives u = Σ (ε_i − ε̄) g_i for random signs ε_i, and u² is unbiased for Σ (g_i − ḡ)² in every coordinate.
 
     Args:
         loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.

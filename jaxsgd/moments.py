@@ -79,7 +79,7 @@ def gradient_moments(
     chunk_size: int | None = None,
     per_coordinate: bool = False,
 ) -> GradientMoments:
-    """Compute the moments of all per-example gradients of a data set in one pass.
+    """Compute the :class:`GradientMoments` of all per-example gradients of a data set in one pass.
 
     Args:
         loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.
@@ -91,9 +91,6 @@ def gradient_moments(
         chunk_size: how many examples each device differentiates at a time; all at once by default. The last chunk
             may be shorter. The result does not depend on it, nor on the number of devices, up to rounding.
         per_coordinate: keep the variance of every coordinate too, at the memory of one more ``params``.
-
-    Returns:
-        :class:`GradientMoments` with ``count`` N.
 
     Raises:
         TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; also if a gradient is not finite, naming

@@ -18,12 +18,12 @@ def coordinate_snr(
     """ḡ_j²/Σ_jj for every parameter j, the GSNR, a pytree like ``params``; its reciprocals are noise scales.
 
     From m examples, ĝ_j² is biased by Var ĝ_j, so (ĝ_j² − (1/m − 1/N) s_j²)/((1 − 1/N) s_j²) is taken: both parts are
-    unbiased, and the quotient may be negative. Where the m examples are all there is, it is exact. Infinite or NaN
-    where a coordinate has no noise.
+    unbiased, and the quotient may be negative. Where the m examples are all there is, it is exact. It is
+    infinite or NaN where a coordinate has no noise.
 
     Args:
         gradients: of the examples; moments must have been asked for ``per_coordinate``.
-        population_size: N, as for :func:`jaxsgd.noise_scale`.
+        population_size: N, of the population that the examples are from without replacement; infinite by default.
 
     References:
         J. Liu, G. Jiang, Y. Bai, T. Chen, H. Wang, "Understanding why neural networks generalize well through GSNR of

@@ -1,4 +1,7 @@
-"""What a package offers says that it is offered there."""
+"""What a package offers says that it is offered there.
+
+Classes and functions live in private modules; users see and pickle the name of the package that offers them.
+"""
 
 import inspect
 import sys

@@ -1,4 +1,8 @@
-"""The diagnosis: what form a loss of a batch has, from its values on subsets of the batch."""
+"""The diagnosis: what form a loss of a batch has, from its values on subsets of the batch.
+
+The subsets and the rounding errors are those of ``_subset_losses``, the distances from the forms those of
+``_set_functions``. Here the forms are put in order, the first that holds is the answer, and it is said in words.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,10 +86,10 @@ class Additivity:
             "ratio in θ" (a normalizer that depends on the parameters), and "pairs / m(m-1)", "pairs / m^2",
             "pairs / 1", "pairs / counted pairs".
         loss_rounding: what rounding errors may make of the discrepancies of the loss.
-        gradient_rounding: the same for the gradient.
+        gradient_rounding: what rounding errors may make of the discrepancies of the gradient.
         microbatch_errors: for 2, 4 and 8 microbatches, ‖average of their gradients − gradient‖ / ‖gradient‖.
         offset_loss: R, for a sum with an offset; 0 otherwise.
-        offset_gradient: ‖∇R‖, the same.
+        offset_gradient: ‖∇R‖, for a sum with an offset; 0 otherwise.
         weights: path of the leaf of ``batch`` in which every example's part is proportional, if there is one.
         normalizer: for "pairwise", "m(m-1)", "m^2", "1" or "counted pairs"; for "ratio", "constant in θ" or "in θ".
         order_matters: whether the loss changes when the same examples are reordered.
@@ -145,40 +149,9 @@ def check_additivity(
 ) -> Additivity:
     """Say whether a loss of a batch is a mean or a sum of per-example losses, a ratio, a sum over pairs, or none.
 
-    The loss and its gradient are evaluated on subsets S of the batch, and F(S) is compared with each form:
-
-    =============  =======================================================================================
-    mean           |S| F(S) = Σ a_i: the mean of per-example losses. A penalty R(θ) is part of each a_i.
-    sum            F(S) = R + Σ a_i. Fixed divisors and weights are part of a_i; R is reported.
-    weighted_sum   a sum whose every part is proportional to one number per example, a float leaf of shape
-                   (n,) of ``batch`` (found by doubling it; its path is ``weights``); or c(|S|) Σ a_i with
-                   a factor of the size alone other than 1 and 1/|S|. Weights inside a mean leave it a mean.
-    ratio          F(S) = (R + Σ a_i) / (C + Σ b_i) with unequal b_i: token means, weighted means, Dice.
-    pairwise       c(|S|) F(S) = R + Σ a_i + Σ_{i<j} a_ij with c = m(m−1) (a mean over pairs), m² (such as
-                   the square of a mean) or 1; or Σ a_ij / Σ b_ij ("counted pairs", such as an AUC loss).
-    coupled        none of these: BatchNorm, InfoNCE, maximum, CVaR, log-mean-exp, product.
-    =============  =======================================================================================
-
-    Each form is a linear space of set functions, once the normalizer is known, and the discrepancy is the distance
-    of F from it, relative to the root mean square over the subsets. More subsets are evaluated than a form has
-    coefficients, so no form fits by its freedom alone. A normalizer is found from the same values: F(S) B(S) = A(S)
-    is linear in the unknown numbers of A and B; one that depends on θ enters the gradient as B ∇F = ∇A − F ∇B. For
-    pairs the identities say that the third differences of c F vanish but for a constant. The first form of the table
-    that holds is the answer, so a ratio whose b_i are all equal in this batch is a mean. A loss that is its own
-    special case on this batch cannot be told from it: this proves the form for the subsets evaluated, up to rounding,
-    and refutes it for all batches; it is no theorem about other batches.
-
-    Subsets: single examples, pairs, triples and all of six examples (of up to seven, if the batch has no more),
-    different ones if possible; and of eight contiguous blocks of the batch (four blocks below eight examples),
-    single ones, pairs, triples, halves and all. Examples that do not fill the blocks are left out of the second part.
-    Sizes at which the loss fails or is not finite, such as BatchNorm of one example, are left out, with a note.
-    All subsets get the same ``key``.
-
-    Rounding: a form holds if the distance is at most √k · max(ε, s), the probabilistic bound on k operations (Higham
-    and Mary, SIAM J. Sci. Comput. 41, 2019), where ε is the unit of the coarsest dtype among loss and parameters, k
-    is the number of operations in the loss and gradient of the batch as counted by XLA, plus one per number in params
-    and batch, and s is the relative change of F when every number in params and batch is changed by ε: where a loss
-    cancels, rounding errors grow. Lower-precision arithmetic inside the loss is not seen, and reads as "coupled".
+    The loss and its gradient are evaluated on subsets of the batch, and compared with every form of the table in
+    ``help(jaxsgd.additivity)``. A form holds if its distance is no more than rounding errors may be; the first that
+    holds is the answer. Sizes at which the loss fails or is not finite are left out, with a note.
 
     Args:
         batch_loss_fn: ``batch_loss_fn(params, batch) -> scalar`` or ``(scalar, aux)``, for batches of several sizes;
@@ -187,9 +160,6 @@ def check_additivity(
         batch: pytree of arrays with at least four examples along the first axis of each.
         key: for a loss with randomness. A loss that draws one number per row depends on the order of the batch and
             is "coupled": put one key per example into the batch instead.
-
-    Returns:
-        :class:`Additivity`.
 
     Raises:
         TypeError: if the arguments are no function, arrays or key, or the loss is not a real number.

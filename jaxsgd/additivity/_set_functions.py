@@ -2,8 +2,15 @@
 
 A batch loss and its gradient, restricted to subsets S of a batch, are a function F(S) with values in R^(1+P). Each
 form is a linear space of such functions, or becomes one when multiplied by a normalizer that is linear in unknown
-numbers, so the distance from F to the form is a projection, and rounding errors in F cannot grow in it. NumPy in
-float64; no derivative is taken here.
+numbers, so the distance from F to the form is a projection, and rounding errors in F cannot grow in it. The distance
+is relative to the root mean square over the subsets. There are more subsets than a form has coefficients, so no form
+fits by its freedom alone.
+
+A normalizer is found from the same values: F(S) B(S) = A(S) is linear in the unknown numbers of A and B; one that
+depends on θ enters the gradient as B ∇F = ∇A − F ∇B. For pairs the identities say that the third differences of c F
+vanish but for a constant.
+
+All of it is linear algebra on numbers at hand, in NumPy and float64: no loss is evaluated here, no derivative taken.
 """
 
 import itertools
@@ -44,7 +51,7 @@ class Family:
         return self.members.sum(axis=1) * self.unit_size
 
     def only(self, rows: Bool[np.ndarray, " s"]) -> "Family":
-        """The same on some of the subsets."""
+        """This family on some of its subsets."""
         return Family(self.members[rows], self.unit_size, self.loss[rows], self.gradient[rows], self.rounding)
 
     def scales(self) -> tuple[float, float]:
@@ -113,7 +120,7 @@ def offset(family: Family) -> tuple[float, Float64[np.ndarray, " p"]]:
 def pairs(family: Family, normalizer: str) -> Fit:
     """c(|S|) F(S) of degree two, Σ_{i<j} a_ij + Σ a_i + R, for c = 1, m² or m(m−1).
 
-    Equivalently, the third differences of c F over disjoint sets vanish but for a constant.
+    That is so exactly if the third differences of c F over disjoint sets vanish but for a constant.
     """
     sizes = family.sizes.astype(np.float64)
     divisor = {"1": np.ones_like(sizes), "m^2": sizes**2, "m(m-1)": sizes * (sizes - 1)}[normalizer]
@@ -139,7 +146,7 @@ def ratio(family: Family) -> Fit:
 
 
 def ratio_in_params(family: Family) -> Fit:
-    """The same with C and b_i that may depend on θ.
+    """F(S) = (R + Σ a_i) / (C + Σ b_i), with C and b_i that may depend on θ.
 
     The loss gives the normalizer B(S) = C + Σ b_i. Differentiating F B = A, the gradient G has
     B G = ∇A − F ∇B, which is linear in the unknown ∇a_i, ∇b_i, ∇C and ∇R.

@@ -1,4 +1,16 @@
-"""A batch loss evaluated on the subsets of a batch that ``additivity`` needs, with a bound on rounding errors."""
+"""A batch loss evaluated on the subsets of a batch that ``additivity`` needs, with a bound on rounding errors.
+
+Subsets: single examples, pairs, triples and all of six examples (of up to seven, if the batch has no more), different
+ones if possible; and of eight contiguous blocks of the batch (four blocks below eight examples), single ones, pairs,
+triples, halves and all. Examples that do not fill the blocks are left out of the second part. Sizes at which the loss
+fails or is not finite, such as BatchNorm of one example, are left out, with a note. All subsets get the same key.
+
+Rounding: a form holds if the distance is at most √k · max(ε, s), the probabilistic bound on k operations (Higham and
+Mary, SIAM J. Sci. Comput. 41, 2019), where ε is the unit of the coarsest dtype among loss and parameters, k is the
+number of operations in the loss and gradient of the batch as counted by XLA, plus one per number in params and batch,
+and s is the relative change of F when every number in params and batch is changed by ε: where a loss cancels, rounding
+errors grow. Lower-precision arithmetic inside the loss is not seen, and reads as "coupled".
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,7 +100,7 @@ class Trial:
 
     @property
     def families(self) -> list[Family]:
-        """The values alone."""
+        """The values of every family of subsets, without the examples."""
         return [family for family, _ in self.evaluated]
 
     @property

@@ -1,4 +1,7 @@
-"""The losses, each with what is known of its bias."""
+"""The losses, each with what is known of its bias, and the unbiased form where there is one.
+
+They are functions of arrays over the batch alone; evaluating a loss of a batch on parts of it is ``_sub_batches``'.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +14,7 @@ from jaxsgd._core import validate
 
 
 def product_of_means(a: Float[Array, " m"], b: Float[Array, " m"]) -> Float[Array, ""]:
-    """Â B̂, with mean ĀB̄ + c_M Cov(a, b): unbiased only if a and b do not correlate.
+    """â b̂, with mean ā b̄ + c_M Cov(a, b): unbiased only if a and b do not correlate.
 
     >>> float(product_of_means(jnp.array([1.0, 2.0]), jnp.array([3.0, 1.0])))
     3.0
@@ -20,7 +23,7 @@ def product_of_means(a: Float[Array, " m"], b: Float[Array, " m"]) -> Float[Arra
 
 
 def product_of_means_unbiased(a: Float[Array, " m"], b: Float[Array, " m"], population_size: int) -> Float[Array, ""]:
-    """(N−1)/(NM(M−1)) Σ_{i≠j} a_i b_j + 1/(NM) Σ a_i b_i, whose mean is ĀB̄: M ≥ 2 examples, counted in pairs.
+    """(N−1)/(NM(M−1)) Σ_{i≠j} a_i b_j + 1/(NM) Σ a_i b_i, whose mean is ā b̄: M ≥ 2 examples, counted in pairs.
 
     Raises:
         ValueError: if there are fewer than two examples.
@@ -41,7 +44,7 @@ def product_of_losses(losses: Float[Array, " m"]) -> Float[Array, ""]:
 
 
 def log_mean_exp(values: Float[Array, " m"]) -> Float[Array, ""]:
-    """Log (1/M) Σ e^{a_i}, too low on average, by ½ c_M Var(e^a)/(mean e^a)² to first order.
+    """log (1/M) Σ e^{a_i}, too low on average, by ½ c_M Var(e^a)/(mean e^a)² to first order.
 
     References:
         Y. Burda, R. Grosse, R. Salakhutdinov, "Importance weighted autoencoders", ICLR 2016; S. Nowozin, ICLR 2018.
@@ -50,7 +53,7 @@ def log_mean_exp(values: Float[Array, " m"]) -> Float[Array, ""]:
 
 
 def log_mean_exp_bound(values: Float[Array, " m"], level: Float[Array, ""]) -> Float[Array, ""]:
-    """T + (1/M) Σ e^{a_i − t} − 1 ≥ log mean e^a, a mean over examples, tight at t = log mean e^a of all data."""
+    """t + (1/M) Σ e^{a_i − t} − 1 ≥ log mean e^a, a mean over examples, tight at t = log mean e^a of all data."""
     return level + jnp.exp(values - level).mean() - 1
 
 
@@ -69,7 +72,7 @@ def cvar(losses: Float[Array, " m"], alpha: float) -> Float[Array, ""]:
 
 
 def cvar_bound(losses: Float[Array, " m"], level: Float[Array, ""], alpha: float) -> Float[Array, ""]:
-    """T + (1/αM) Σ (L_i − t)₊ ≥ CVaR_α, a mean over examples, tight where t is the (1−α)-quantile of all losses.
+    """t + (1/αM) Σ (L_i − t)₊ ≥ CVaR_α, a mean over examples, tight where t is the (1−α)-quantile of all losses.
 
     References:
         R. T. Rockafellar and S. Uryasev, "Optimization of conditional value-at-risk", J. of Risk 2, 2000.
@@ -127,7 +130,10 @@ def auc_loss(
 
 
 def soft_dice(p: Float[Array, " m"], y: Float[Array, " m"]) -> Float[Array, ""]:
-    """2 Σ p_i y_i/(Σ p_i + Σ y_i): a ratio of sums, with a bias of c_M [R Var(b) − Cov(a, b)]/b̄² to first order."""
+    """2 Σ p_i y_i/(Σ p_i + Σ y_i): a ratio of sums, of a_i = 2 p_i y_i and b_i = p_i + y_i.
+
+    With R = ā/b̄ of all data, its bias is c_M [R Var(b) − Cov(a, b)]/b̄² to first order.
+    """
     return 2 * jnp.sum(p * y) / (jnp.sum(p) + jnp.sum(y))
 
 
@@ -140,7 +146,10 @@ def token_mean(losses: Float[Array, " m"], tokens: Float[Array, " m"]) -> Float[
 
 
 def all_pairs(values: Float[Array, " m"], kernel: Callable[[Any, Any], Any]) -> Float[Array, ""]:
-    """(1/M²) Σ_ij h(a_i, a_j), with mean ((M−1)/M) U_N + (1/M) mean h(a_i, a_i): a V-statistic."""
+    """(1/M²) Σ_ij h(a_i, a_j), a V-statistic, with mean ((M−1)/M) U_N + (1/M) mean h(a_i, a_i).
+
+    U_N is the mean of h over the pairs of different examples of all data.
+    """
     return jnp.mean(kernel(values[:, None], values[None, :]))
 
 

@@ -1,4 +1,7 @@
-"""A loss of a batch as a function of sub-batches: its value and its gradient on some rows."""
+"""A loss of a batch as a function of sub-batches: its value and its gradient on some rows.
+
+It is for losses that users bring, not for those of this package: whoever evaluates one on parts of a batch does it so.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

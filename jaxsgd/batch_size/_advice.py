@@ -1,4 +1,10 @@
-"""What a noise scale says about batch sizes, in closed form."""
+"""What a noise scale says about batch sizes, in closed form.
+
+A step along the gradient of a batch has noise c_M tr Σ beside the signal ‖ḡ‖². A step of the best length with
+independent batches of M gains 1/(1 + B/M) of one without noise, so over a run, if B stays what it is, the steps are
+S/S_min = 1 + B/M and the examples E/E_min = 1 + M/B, and (S/S_min − 1)(E/E_min − 1) = 1 (McCandlish et al., 2018,
+section 2.3). Numbers in, numbers out: no gradient is looked at here.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -59,9 +65,8 @@ class RelativeCost(NamedTuple):
 def relative_cost(noise_scale: Any, batch_size: Any) -> RelativeCost:
     """How many steps and examples a batch size takes, as multiples of the fewest of each, if B stays what it is.
 
-    A step of the best length with independent batches of M gains 1/(1 + B/M) of one without noise, so the steps are
-    S/S_min = 1 + B/M and the examples E/E_min = 1 + M/B: (S/S_min − 1)(E/E_min − 1) = 1 (McCandlish et al., 2018,
-    section 2.3). At M = B both are twice their least.
+    The steps are S/S_min = 1 + B/M and the examples E/E_min = 1 + M/B (McCandlish et al., 2018, section 2.3). At M = B
+    both are twice their least.
 
     Args:
         noise_scale: B, a number or an array, at least 0.

@@ -1,4 +1,12 @@
-"""Tests of one batch that tell whether it should grow."""
+"""Tests of one batch that tell whether it should grow, as published and unbiased.
+
+As published, they are too lenient: E‖ĝ‖² = ‖ḡ‖² + tr Σ/m, so that with x = tr Σ/(m‖ḡ‖²) the norm test compares about
+x/(1 + x) < 1 with θ², and with θ = 1 passes always. The unbiased forms have the averages over pairs,
+
+    ‖ḡ‖² = E⟨g₁, g₂⟩,    ‖ḡ‖⁴ = E⟨g₁, g₂⟩⟨g₃, g₄⟩,    ḡᵀΣḡ = E⟨g₁, g₂⟩⟨g₁, g₃⟩ − ‖ḡ‖⁴,
+
+of different examples. Unlike the advice beside them, these need the gradients of a batch and not a noise scale.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +46,7 @@ class GradientTests:
     def batch_size(self, *, theta: float = 0.9, nu: float = 5.67, unbiased: bool = True) -> Float[Array, ""]:
         """The size at which both the inner-product and the orthogonality test are passed: m times the larger excess.
 
-        By the published formula, or by the unbiased one, infinite where that is negative.
+        The formula is the published one, or the unbiased one, which is infinite where the statistics are negative.
         """
         if not unbiased:
             return self.count * jnp.maximum(self.inner_product / theta**2, self.orthogonality / nu**2)
@@ -55,12 +63,9 @@ class GradientTests:
 def gradient_tests(g: kernels.PerExampleGradients) -> GradientTests:
     """The norm, inner-product and orthogonality tests of a batch of m independent examples.
 
-    As published, the tests are too lenient: E‖ĝ‖² = ‖ḡ‖² + tr Σ/m, so that with x = tr Σ/(m‖ḡ‖²) the norm test compares
-    about x/(1 + x) < 1 with θ², and with θ = 1 passes always. The unbiased forms have the averages over pairs,
-
-        ‖ḡ‖² = E⟨g₁, g₂⟩,    ‖ḡ‖⁴ = E⟨g₁, g₂⟩⟨g₃, g₄⟩,    ḡᵀΣḡ = E⟨g₁, g₂⟩⟨g₁, g₃⟩ − ‖ḡ‖⁴,
-
-    of different examples. Norm = inner product + orthogonality holds for both, on every batch.
+    As published, the tests are too lenient: ‖ĝ‖² is larger than ‖ḡ‖² on the average, and with θ = 1 the norm test
+    passes always. The unbiased forms average products over different examples. Norm = inner product + orthogonality
+    holds for both forms, on every batch.
 
     Args:
         g: the gradients of the batch, at least two; of fewer than four, the unbiased forms are NaN.

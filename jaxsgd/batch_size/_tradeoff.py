@@ -1,4 +1,21 @@
-"""Steps against examples: how many of each a target costs at every batch size, and the batch size between."""
+"""Steps against examples: how many of each a target costs at every batch size, and the batch size between.
+
+A step of the best size on B examples does 1/(1 + B_noise/B) of what it does on infinitely many, which over a run makes
+S = S_min + E_min/B: linear in (S_min, E_min). Steps vary by a percentage rather than a number, so the weights are 1/Ŝ²
+with the hyperbola's own Ŝ, iterated (quasi-likelihood with a standard deviation proportional to the mean). Weights 1/S²
+from the data would pull the curve down: steps that are low by chance would weigh more.
+
+B_crit is a ratio of two estimates; its interval {B : (Ê − BŜ)² ≤ q² Var(Ê − BŜ)}, Fieller's, is unbounded exactly where
+S_min cannot be told from 0, as when all batches are so small that doubling them halves the steps. q is the quantile of
+Student's t with b − 2 degrees of freedom, or of the normal law where the errors are known.
+
+References:
+    S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162, 2018,
+        for
+    the hyperbola. E. C. Fieller, "Some problems in interval estimation", JRSS B 16, 1954. P. McCullagh and J. A.
+        Nelder,
+    "Generalized linear models", 1989, chapters 8 and 9, for the weights.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -64,13 +81,8 @@ def fit_tradeoff(
 ) -> Tradeoff:
     """The hyperbola through the steps that reached one target at several batch sizes, each with its best learning rate.
 
-    A step of the best size on B examples does 1/(1 + B_noise/B) of what it does on infinitely many, which over a run
-    makes S = S_min + E_min/B: linear in (S_min, E_min). Steps vary by a percentage rather than a number, so the weights
-    are 1/Ŝ² with the hyperbola's own Ŝ, iterated (quasi-likelihood with a standard deviation proportional to the mean).
-    Weights 1/S² from the data would pull the curve down: steps that are low by chance would weigh more.
-
-    B_crit is a ratio of two estimates; its interval {B : (Ê − BŜ)² ≤ q² Var(Ê − BŜ)}, Fieller's, is unbounded exactly
-    where S_min cannot be told from 0, as when all batches are so small that doubling them halves the steps.
+    S = S_min + E_min/B is fitted with weights proportional to 1/S², since steps vary by a percentage. The interval of
+    B_crit is Fieller's, unbounded exactly where S_min cannot be told from 0.
 
     Args:
         batch_sizes: B, shape (b,), positive, at least two of them different. For batches drawn without replacement from
@@ -78,8 +90,7 @@ def fit_tradeoff(
         steps: S, shape (b,), positive; a mean over runs, say, or the steps of the mean loss.
         relative_errors: known relative standard errors of ``steps``, shape (b,), positive. By default they are taken
             to be equal and estimated from the residuals, of which there must be one at least.
-        confidence_level: of the interval for B_crit: q is the quantile of Student's t with b − 2 degrees of freedom, or
-            of the normal law where ``relative_errors`` are given.
+        confidence_level: of the interval for B_crit.
 
     Raises:
         ValueError: if an argument is out of its range or of another shape, if batch sizes or steps are too few, or if
@@ -88,11 +99,6 @@ def fit_tradeoff(
     Guarantees:
         - exact for steps on a hyperbola.
         - steps or batch sizes in another unit give the same hyperbola in that unit.
-
-    References:
-        S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162,
-        2018, for the hyperbola. E. C. Fieller, "Some problems in interval estimation", JRSS B 16, 1954. P. McCullagh
-        and J. A. Nelder, "Generalized linear models", 1989, chapters 8 and 9, for the weights.
 
     >>> fit = fit_tradeoff([1, 4, 16, 64], [2100, 600, 225, 131.25])
     >>> round(fit.min_steps, 6), round(fit.min_examples, 6), round(fit.critical_batch_size, 6)

@@ -167,7 +167,7 @@ class WithinPopulation(FixedSizeDesign):
 
 
 def centered_identity(factor: Number, population_size: int) -> tuple[Number, Number]:
-    """A and c of factor · (I/N − 11ᵀ/N²) = a I − c 11ᵀ."""
+    """a and c of factor · (I/N − 11ᵀ/N²) = a I − c 11ᵀ."""
     return factor / population_size, factor / population_size**2
 
 

@@ -119,7 +119,7 @@ class GroupCovariance(StructuredCovariance):
 
     @property
     def num_groups(self) -> int:
-        """K."""
+        """k, how many groups there are."""
         return int(self.groups.max()) + 1
 
     def scaled(self, factor: Number) -> "GroupCovariance":

@@ -141,7 +141,7 @@ class IndependentExamples(SamplingDesign):
         return present, chances[present], np.asarray(self._ratios(population_size), dtype=np.float64)[present]
 
     def _ratio_covariance(self, population_size: int) -> DenseCovariance:
-        """Of w given a batch that is not empty, and of 0 in place of empty ones."""
+        """Cov w, of w given a batch that is not empty, and of 0 in place of empty ones."""
         if population_size > _MAX_DENSE:
             raise ValueError(
                 f"population_size must be at most {_MAX_DENSE} for the covariance of {self}, which has no structure, "
@@ -188,7 +188,7 @@ class Poisson(_Unequal):
         "expected"   Σ I_i g_i/(N π_i), the Horvitz-Thompson mean: unbiased, since E I_i = π_i, with
                      Cov w = diag((1−π_i)/π_i)/N² and Cov ĝ = (1/N²) Σ ((1−π_i)/π_i) g_i g_iᵀ.
         "realized"   Σ I_i g_i / Σ I_i, the plain mean of the batch: biased towards examples of large π_i. Its moments
-                     are integrals (see ``_ratio``), and its covariance has no structure.
+                     are integrals over one variable, and its covariance has no structure.
 
     An example with π_i = 0 is never seen: ``estimators.exact`` refuses it unless its gradient is zero.
     ``probabilities`` is any vector; it is kept as a tuple, of rational numbers if all are rational.
@@ -222,7 +222,7 @@ class Hajek(_Unequal):
 
     The weights sum to one, so a constant gradient is estimated without error, at the price of a bias of order 1/M, even
     given a batch that is not empty: for N = 2 and π = (1/2, 1/4), E ĝ = (2/3) g_1 + (1/3) g_2. The moments of w are
-    integrals (see ``_ratio``), exact but for rounding; its covariance has no structure.
+    integrals over one variable, exact but for rounding; its covariance has no structure.
 
     References:
         J. Hájek, comment on an essay by D. Basu, in *Foundations of Statistical Inference*, Holt 1971.

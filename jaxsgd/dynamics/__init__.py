@@ -9,8 +9,8 @@ grows with the distance from the minimum (H_B differs between batches) included.
     fixed_order_law   an epoch in a given order
 
 The approximations of the field stand beside them, to be compared: ``additive_noise`` (the noise of θ* everywhere) and
-``ornstein_uhlenbeck`` (that, and continuous time). ``langevin_variance`` is the same for Langevin dynamics, and
-``NoisyQuadratic`` a model of training with such noise, in closed form.
+``ornstein_uhlenbeck`` (that, and continuous time). ``langevin_variance`` is the stationary variance of Langevin
+dynamics, and ``NoisyQuadratic`` a model of training with such noise, in closed form.
 """
 
 from jaxsgd._core.faces import at_home

@@ -1,4 +1,18 @@
-"""When SGD on quadratics is stable, and what the field's approximations make of its stationary law."""
+"""When SGD on quadratics is stable, and what the field's approximations make of its stationary law.
+
+Stability. As a map of symmetric matrices, for A = I − ηH_B, E[A ⊗ A] = I − ηL + η²D with L V = H̄V + VH̄ and
+D V = E[H_B V H_B]. D and the inverse of L keep positive semidefinite matrices so; therefore V = E[AVAᵀ] + Q, that is
+LV = ηDV + Q/η, is solved by a positive definite V for every Q if and only if η ρ(L⁻¹D) < 1, and η* = 1/λ_max(D, L), a
+generalized symmetric eigenvalue problem of size d².
+
+Bias of reshuffling. Over an epoch the errors of first order, Σ ĝ_b(θ*), have mean zero; of second order, batch b
+multiplies what batch a < b did before by H_b, which adds η² Σ_{a<b} H_b ĝ_a. Batches of an epoch have Cov(H_b, ĝ_a) =
+−(1/N) Σ H_i g_i/(N−1), whatever their sizes, and there are k(k−1)/2 pairs; to first order the epoch contracts by I −
+ηkH̄, and the quotient is the bias. Each batch is unbiased at a fixed θ: the bias is due to θ having seen the epoch's
+other batches.
+
+The exact laws are affine maps; what stands here is what is said of them without iterating one.
+"""
 
 from typing import Any
 
@@ -14,14 +28,9 @@ from jaxsgd.dynamics._quadratics import Quadratics, mean_weights, require_positi
 def stability_threshold(quadratics: Quadratics, design: Design) -> Any:
     """η*, below which, and only there, SGD has a stationary covariance: ρ(E[A ⊗ A]) < 1 for A = I − ηH_B.
 
-    As a map of symmetric matrices, E[A ⊗ A] = I − ηL + η²D with L V = H̄V + VH̄ and D V = E[H_B V H_B]. D and the
-    inverse of L keep positive semidefinite matrices so; therefore V = E[AVAᵀ] + Q, that is LV = ηDV + Q/η, is solved by
-    a positive definite V for every Q if and only if η ρ(L⁻¹D) < 1, and
-
-        η* = 1 / λ_max(D, L),
-
-    a generalized symmetric eigenvalue problem of size d². With one parameter η* = 2h̄/(h̄² + Var h_B), rational if the
-    losses are; with all data in every batch 2/λ_max(H̄).
+    It is 1/λ_max(D, L), a generalized symmetric eigenvalue problem of size d², for L V = H̄V + VH̄ and D V = E[H_B V
+    H_B]. With one parameter η* = 2h̄/(h̄² + Var h_B), rational if the losses are; with all data in every batch
+    2/λ_max(H̄).
 
     Args:
         quadratics: the losses.
@@ -53,7 +62,8 @@ def stability_threshold(quadratics: Quadratics, design: Design) -> Any:
 def additive_noise(quadratics: Quadratics, design: Design, learning_rate: Any) -> np.ndarray:
     """The covariance if gradients were as noisy everywhere as at θ*: H̄V + VH̄ − ηH̄VH̄ = ηC, shape (d, d).
 
-    C = Cov ĝ(θ*). An approximation, exact where all H_i are equal; it knows nothing of the threshold that batches set.
+    C = Cov ĝ(θ*). It is an approximation, exact where all H_i are equal; it knows nothing of the threshold that batches
+    set.
 
     >>> from fractions import Fraction
     >>> from jaxsgd import designs
@@ -67,8 +77,8 @@ def additive_noise(quadratics: Quadratics, design: Design, learning_rate: Any) -
 def ornstein_uhlenbeck(quadratics: Quadratics, design: Design, learning_rate: Any) -> np.ndarray:
     """The covariance of SGD's diffusion approximation with the noise of θ*: H̄V + VH̄ = ηC, shape (d, d).
 
-    C = Cov ĝ(θ*). The limit of small η, and proportional to η times the variance factor of the design: η c_M, not η/M,
-    is what linear scaling has to hold fixed.
+    C = Cov ĝ(θ*). V is the limit of small η, and proportional to η times the variance factor of the design: η c_M, not
+    η/M, is what linear scaling has to hold fixed.
 
     References:
         S. Mandt, M. Hoffman and D. Blei, "Stochastic gradient descent as approximate Bayesian inference", JMLR 18,
@@ -88,11 +98,8 @@ def reshuffling_bias(quadratics: Quadratics, design: Reshuffling, learning_rate:
 
         −η (k−1)/(2(N−1)) H̄⁻¹ (1/N) Σ H_i g_i(θ*),    for k batches in an epoch,
 
-    so −η Cov(g, h)/(2h̄) for one parameter and batches of one. Over an epoch the errors of first order, Σ ĝ_b(θ*), have
-    mean zero; of second order, batch b multiplies what batch a < b did before by H_b, which adds η² Σ_{a<b} H_b ĝ_a.
-    Batches of an epoch have Cov(H_b, ĝ_a) = −(1/N) Σ H_i g_i/(N−1), whatever their sizes, and there are k(k−1)/2 pairs;
-    to first order the epoch contracts by I − ηkH̄, and the quotient is the bias. Each batch is unbiased at a fixed θ:
-    the bias is due to θ having seen the epoch's other batches.
+    so −η Cov(g, h)/(2h̄) for one parameter and batches of one. Each batch is unbiased at a fixed θ: the bias is due to
+    θ having seen the epoch's other batches.
 
     References:
         K. Mishchenko, A. Khaled and P. Richtárik, "Random reshuffling: simple analysis with vast improvements",

@@ -1,4 +1,7 @@
-"""The stationary law of stochastic gradient Langevin dynamics for a Gaussian mean: why the factor N/M matters."""
+"""The stationary law of stochastic gradient Langevin dynamics for a Gaussian mean: why the factor N/M matters.
+
+One scalar recursion with noise of its own: it needs the law of a design's weights and no affine maps.
+"""
 
 from typing import Any
 

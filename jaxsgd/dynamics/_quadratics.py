@@ -1,4 +1,7 @@
-"""Quadratic losses, one for each example, and what a design makes of them in one step or in one epoch of SGD."""
+"""Quadratic losses, one for each example, and what a design makes of them in one step or in one epoch of SGD.
+
+The result is an affine map of ``_affine_map``, which knows neither losses nor designs: here the two meet.
+"""
 
 import itertools
 import math
@@ -104,7 +107,7 @@ class Quadratics:
         return (self.mean_hessian * second_moment).sum() / 2
 
     def floats(self) -> "Quadratics":
-        """The same losses in floating point."""
+        """These losses in floating point."""
         return Quadratics(self.hessians.astype(np.float64), self.linear.astype(np.float64))
 
 
@@ -208,9 +211,9 @@ def reshuffled_law(
 ) -> AffineLaw:
     """One epoch of SGD in a random order of the examples, as a random affine map; the orders of epochs independent.
 
-    Exact, by recursion over sets rather than orders: the last batch B of those that use up a set S is a uniform one of
-    its subsets, and before it came the batches that use up S∖B in random order. So the law for S is the mixture over B
-    of compositions, and the number of compositions grows as 2^N, not N!.
+    The law is exact, by recursion over sets rather than orders: the last batch B of those that use up a set S is a
+    uniform one of its subsets, and before it came the batches that use up S∖B in random order. So the law for S is the
+    mixture over B of compositions, and the number of compositions grows as 2^N, not N!.
 
     Args:
         quadratics: the losses.
@@ -297,7 +300,7 @@ def weighted_covariance(covariance: Covariance, R: np.ndarray) -> np.ndarray:
 
 
 def _same_numbers(quadratics: Quadratics, learning_rate: Any) -> tuple[Quadratics, Any]:
-    """Both rational, or both in floating point."""
+    """Losses and learning rate, both rational or both in floating point."""
     eta = numbers(learning_rate).item()
     if isinstance(eta, Fraction) and quadratics.linear.dtype == object:
         return quadratics, eta

@@ -1,4 +1,8 @@
-"""SGD on quadratics as it runs, for many runs at once."""
+"""SGD on quadratics as it runs, for many runs at once: what the exact laws are held against.
+
+The laws are exact arithmetic on the host; this is compiled and in floating point, one executable for any number of
+steps or epochs, and uses nothing of a design but its draws.
+"""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,16 @@
-"""The gradient of any batch loss, additive or not, over a sampling design."""
+"""The gradient of any batch loss, additive or not, over a sampling design.
+
+For a loss that is no average of per-example losses, ∇L of a batch is not Σ w_i g_i, and no formula in the g_i gives its
+moments. With probability p(B) of batch B,
+
+    E ∇L(B) = Σ p(B) ∇L(B),    tr Cov ∇L(B) = Σ p(B) ‖∇L(B) − E ∇L(B)‖²,
+
+summed over the design's support, or estimated from batches drawn: by the sample mean and the unbiased sample variance,
+whose standard errors are sample standard deviations over √num_draws. The batch loss sees the examples of a batch, not
+the design's weights: an example drawn twice is in the batch twice, and a design that corrects unequal probabilities by
+its weights is not corrected here. With unequal weights every example of positive weight is in the batch; to repeat
+one, a design must have weights n_i/M for n_i draws out of ``batch_size`` M.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,38 +71,24 @@ def batch_loss_gradient(
 ) -> BatchLossGradient:
     """Mean, bias and variance of the gradient of any batch loss, additive or not, over a sampling design.
 
-    For a loss that is no average of per-example losses, ∇L of a batch is not Σ w_i g_i and no formula in the g_i
-    gives its moments. With probability p(B) of batch B,
-
-        E ∇L(B) = Σ p(B) ∇L(B),    tr Cov ∇L(B) = Σ p(B) ‖∇L(B) − E ∇L(B)‖²,
-
-    summed over the design's support, or estimated from ``num_draws`` batches drawn with ``design.indices``. The bias
-    is against ∇L of all data, in their order. The batch loss sees the examples of a batch, not the design's weights:
-    an example drawn twice is in the batch twice, and a design that corrects unequal probabilities by its weights
-    is not corrected here.
+    The gradients of whole batches are summed over the design's support, or over ``num_draws`` batches drawn. The bias
+    is against ∇L of all data, in their order. The batch loss sees the examples of a batch, not the design's weights.
 
     Args:
         batch_loss_fn: ``batch_loss_fn(params, batch) -> scalar`` or ``(scalar, aux)``.
         params: pytree of floating-point arrays.
         data: pytree of arrays with N examples along the first axis of each.
-        design: how batches are drawn. With unequal weights, every example of positive weight is in the batch; to
-            repeat one, a design must have weights n_i/M for n_i draws out of ``batch_size`` M.
-        key: for drawing batches; none for enumeration.
-        num_draws: how many batches to draw, at least 2; None to enumerate the support. Draw r uses
-            ``fold_in(key, r)``.
+        design: how batches are drawn.
+        key: for drawing batches, batch r with ``fold_in(key, r)``; none for enumeration.
+        num_draws: how many batches to draw, at least 2; None to enumerate the support.
         max_batches: refuse, before any work, to enumerate a larger support.
         chunk_size: how many batches are evaluated at a time, vectorized: chunk_size · P numbers, and as many batches.
 
-    Returns:
-        :class:`BatchLossGradient`. Draws give the sample mean and the unbiased sample variance; their standard errors
-        are sample standard deviations over √num_draws.
-
     Raises:
-        TypeError: if the loss, the parameters, the data or the key are of the wrong type, or if the design cannot
-            draw batches of a fixed size.
-        ValueError: if the support is larger than ``max_batches``, does not tell which examples are in a batch, or
-            has an empty batch; if a batch is larger than the population; if only one of ``key`` and ``num_draws`` is
-            given; if the loss is not scalar, or not finite on some batch.
+        TypeError: if an argument is of the wrong type, or the design cannot draw batches of a fixed size.
+        ValueError: if the support is larger than ``max_batches``, does not tell which examples are in a batch, or has
+            an empty batch; if a batch is larger than the population; if only one of ``key`` and ``num_draws`` is given;
+            if the loss is not scalar, or not finite on some batch.
 
     >>> import jax.numpy as jnp
     >>> from jaxsgd import designs

@@ -1,4 +1,7 @@
-"""Designs against each other: design effects, a table, and the probabilities and strata's deviations that are best."""
+"""Designs against each other: design effects, a table, and the probabilities and strata's deviations that are best.
+
+Designs of any kind are compared by what ``exact`` finds of each, in units of simple random sampling.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ def design_effect(
     *,
     relative_to: Reference = "with_replacement",
 ) -> float:
-    """Tr Cov ĝ over that of simple random sampling of the same expected size: how many times the noise.
+    """tr Cov ĝ over that of simple random sampling of the same expected size: how many times the noise.
 
     The reference has the variance tr Σ/M with replacement, and c_M tr Σ without, for M the expected number of draws, at
     the same scale (of a mean, a sum or a total). The convention with replacement is that of Kish's later "deft²", under

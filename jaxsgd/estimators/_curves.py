@@ -1,7 +1,15 @@
 """Every batch size at once: the variance of minibatch gradients as a curve over 1 ≤ M ≤ N.
 
 One number, tr Σ, gives the whole exact curve; one random order of the examples gives one batch of every size, so R
-orders give a Monte Carlo curve; three sums over the Gram matrix give its standard errors in closed form.
+orders give a Monte Carlo curve; three sums over the Gram matrix give its standard errors in closed form:
+
+    M⁴ E‖ĝ − ḡ‖⁴ = A q + B (t² + 2f),
+    A = M(N−M)(N² + N − 6NM + 6M²) / (N)₄,   B = M(M−1)(N−M)(N−M−1) / (N)₄,
+
+with the centered Gram matrix K, t = tr K, q = Σ K_ii², f = Σ K_ij², (N)₄ = N(N−1)(N−2)(N−3), and a batch without
+replacement: the fourth moment of a sum drawn from a finite population (Isserlis, 1918, in one dimension), with the 2f
+that several dimensions add. It follows from writing ‖Σ_{i∈s} z_i‖⁴ as a sum over quadruples and using that the rows of
+K sum to zero. With replacement A = M/N and B = M(M−1)/N².
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -191,14 +199,7 @@ def squared_error_law(
 ) -> SquaredErrorLaw:
     """Mean and variance of ‖ĝ − ḡ‖² in closed form: the standard error of any Monte Carlo check, before it is run.
 
-    With the centered Gram matrix K, t = tr K, q = Σ K_ii², f = Σ K_ij², and a batch without replacement,
-
-        M⁴ E‖ĝ − ḡ‖⁴ = A q + B (t² + 2f),
-        A = M(N−M)(N² + N − 6NM + 6M²) / (N)₄,   B = M(M−1)(N−M)(N−M−1) / (N)₄,
-
-    where (N)₄ = N(N−1)(N−2)(N−3): the fourth moment of a sum drawn from a finite population (Isserlis, 1918, in
-    one dimension), with the 2f that several dimensions add. It follows from writing ‖Σ_{i∈s} z_i‖⁴ as a sum over
-    quadruples and using that the rows of K sum to zero. With replacement A = M/N and B = M(M−1)/N².
+    It is that of a sum drawn from a finite population, from three sums over the centered Gram matrix.
 
     Args:
         g: the gradients of the whole population; their N × N Gram matrix is formed.

@@ -1,4 +1,8 @@
-"""Sums over every batch that a design can draw: the oracles for small populations."""
+"""Sums over every batch that a design can draw: the oracles for small populations.
+
+Nothing about the design is used but its support and the probabilities, so these are the answers that formulas and draws
+are held against. A support of S batches costs S N numbers: larger ones are refused before any work.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -100,7 +104,7 @@ class PopulationVariance:
 
     @property
     def total(self) -> Fraction:
-        """Var ĝ, the sum of the two."""
+        """Var ĝ = E Var(ĝ | data) + Var E(ĝ | data)."""
         return self.given_data + self.of_data
 
 

@@ -1,4 +1,11 @@
-"""E ĝ and tr Cov ĝ of a design, exactly: from two moments of the gradients, or from a structured covariance."""
+"""E ĝ and tr Cov ĝ of a design, exactly: from two moments of the gradients, or from a structured covariance.
+
+Where a design treats all examples alike the moments are enough, in the centered form
+
+    tr Cov ĝ = a Σ‖g_i‖² − c ‖Σ g_i‖² = a N tr Σ + (a N − c N²) ‖ḡ‖²    for Cov w = a I − c 11ᵀ,
+
+in which no digit cancels. Other designs need the gradients, which ``_contraction`` sums by the structure of Cov w.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,13 +40,9 @@ class Estimate:
 def exact(design: designs.Design, g: kernels.PerExampleGradients | moments.GradientMoments) -> Estimate:
     """E ĝ and tr Cov ĝ of a design, exactly, in time proportional to N.
 
-    For Cov w = a I − c 11ᵀ, moments of the gradients are enough; in centered form, so that no digit cancels,
-
-        tr Cov ĝ = a Σ‖g_i‖² − c ‖Σ g_i‖² = a N tr Σ + (a N − c N²) ‖ḡ‖².
-
-    Designs that do not treat all examples alike need the gradients; their covariances are contracted by their
-    structure. Those without structure (``ConditionalPoisson``, ``Hajek``, ``Poisson(..., normalize="realized")``) take
-    N² numbers, and refuse populations of more than 4096.
+    For designs that treat all examples alike, moments of the gradients are enough. Others need the gradients; their
+    covariances are contracted by their structure. Those without structure (``ConditionalPoisson``, ``Hajek``,
+    ``Poisson(..., normalize="realized")``) take N² numbers, and refuse populations of more than 4096.
 
     Args:
         design: a law on w for this population. A biased one gives its own mean, E ĝ ≠ ḡ.

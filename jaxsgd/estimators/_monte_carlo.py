@@ -1,4 +1,15 @@
-"""Expectation and variance of ĝ from batches really drawn; estimates continue and merge."""
+"""Expectation and variance of ĝ from batches really drawn; estimates continue and merge.
+
+With ĝ_r the gradient of draw r, m their mean, and v = Σ E[w_i] g_i the mean that the design states,
+
+    Σ ‖ĝ_r − m‖² = Σ ‖ĝ_r − v‖² − R ‖m − v‖²,
+
+and this over R − 1 is unbiased for tr Cov ĝ, whether or not the stated mean is right. It takes one pass.
+
+With n draws of mean m, variance V and mean squared error q ± s in each of two estimates, Σ‖ĝ_r − m‖² = (n − 1) V gains
+‖m₁ − m₂‖² n₁n₂/(n₁ + n₂) over the two sums, and n (n − 1) s² gains (q₁ − q₂)² n₁n₂/(n₁ + n₂) (Chan, Golub and LeVeque,
+"Algorithms for computing the sample variance", The American Statistician 37, 1983).
+"""
 
 from functools import partial
 
@@ -23,11 +34,7 @@ def monte_carlo(
 ) -> Estimate:
     """E ĝ and tr Cov ĝ from batches really drawn.
 
-    With ĝ_r the gradient of draw r, m their mean, and v = Σ E[w_i] g_i the mean that the design states,
-
-        Σ ‖ĝ_r − m‖² = Σ ‖ĝ_r − v‖² − R ‖m − v‖²,
-
-    and this over R − 1 is unbiased for tr Cov ĝ, whether or not the stated mean is right. It takes one pass.
+    The variance is unbiased, whether or not the mean that the design states is right.
 
     Args:
         design: a law on w for this population.
@@ -39,7 +46,9 @@ def monte_carlo(
             same key, and ``merge`` puts the two together.
 
     Returns:
-        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the R numbers ‖ĝ_r − v‖² over √R.
+        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the R numbers ‖ĝ_r − v‖² over √R,
+            where
+        v is the mean that the design states.
 
     Raises:
         TypeError: if ``key`` is not a key.
@@ -79,10 +88,6 @@ def monte_carlo(
 
 def merge(first: Estimate, second: Estimate) -> Estimate:
     """The estimate from the draws of two, as if ``monte_carlo`` had made them all at once, but for rounding.
-
-    With n draws of mean m, variance V and mean squared error q ± s in each, Σ‖ĝ_r − m‖² = (n − 1) V gains
-    ‖m₁ − m₂‖² n₁n₂/(n₁ + n₂) over the two sums, and n (n − 1) s² gains (q₁ − q₂)² n₁n₂/(n₁ + n₂) (Chan, Golub and
-    LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983).
 
     Args:
         first: from ``monte_carlo``.

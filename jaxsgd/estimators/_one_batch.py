@@ -1,4 +1,7 @@
-"""The variance of a minibatch gradient estimated from that one batch, and higher moments from a whole population."""
+"""The variance of a minibatch gradient estimated from that one batch, and higher moments from a whole population.
+
+They are survey sampling's formulas for means, coordinate by coordinate or as a trace: no design is asked for its law.
+"""
 
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -74,8 +77,8 @@ def horvitz_thompson_variance(
 
         v = (1/N²) Σ_{i,j∈s} (π_ij − π_i π_j) / (π_ij π_i π_j) ⟨g_i, g_j⟩,    π_ii = π_i.
 
-    Unbiased, since the pair i, j is in s with probability π_ij, which cancels, if every pair of the population has
-    π_ij > 0. It may be negative.
+    It is unbiased, since the pair i, j is in s with probability π_ij, which cancels, if every pair of the population
+    has π_ij > 0. It may be negative.
 
     Args:
         g_batch: the gradients of the batch.
@@ -111,12 +114,13 @@ def sen_yates_grundy_variance(
     *,
     population_size: int,
 ) -> Float[Array, ""]:
-    """The same for designs of fixed size, by differences, so that it is 0 where all g_i/π_i are equal.
+    """An unbiased estimate of tr Cov ĝ for ĝ = (1/N) Σ_{i∈s} g_i/π_i under a design of fixed size, by differences.
 
         v = (1/N²) Σ_{i<j∈s} (π_i π_j − π_ij)/π_ij ‖g_i/π_i − g_j/π_j‖²
 
-    Unbiased for designs of fixed size only, if every pair of the population has π_ij > 0; never negative where
-    π_ij ≤ π_i π_j for all pairs. Arguments and errors are those of :func:`horvitz_thompson_variance`.
+    It is 0 where all g_i/π_i are equal, and never negative where π_ij ≤ π_i π_j for all pairs. It is unbiased for
+    designs of fixed size only, if every pair of the population has π_ij > 0. Arguments and errors are those of
+    :func:`horvitz_thompson_variance`.
 
     References:
         A. R. Sen, J. Indian Soc. Agric. Statist. 5, 1953. F. Yates and P. M. Grundy, J. Roy. Statist. Soc. B 15,

@@ -1,4 +1,24 @@
-"""Minibatch gradients of a data set that is itself a sample: variance given the data, and variance of the data."""
+"""Minibatch gradients of a data set that is itself a sample: variance given the data, and variance of the data.
+
+N independent examples of a population of mean μ and covariance Σ_P have
+
+    Cov ĝ = E‖w‖² Σ_P + Var(Σ w_i) μμᵀ,    E‖w‖² = tr Cov w + ‖E w‖²,
+
+since ĝ = Σ w_i g_i is, given w, a sum of independent terms. The first part of E‖w‖² is the variance given the data set
+(its expectation over data sets), the second the variance of the data set itself. Without replacement
+
+    1/M = (N−M)/(M(N−1)) · (N−1)/N + 1/N:
+
+M of N independent examples are M independent examples, and the full batch, exact for its data, has Σ_P/N left. With
+replacement the sum is 1/N + (N−1)/(NM).
+
+The same E‖w‖² multiplies noise of an example's own. If every example of a batch is augmented anew, independently, so
+that g_i becomes g_i + ε_i with E ε_i = 0 and W̄ = (1/N) Σ Cov ε_i, and all E w_i² are equal, then given the data
+
+    Cov ĝ = Gᵀ Cov(w) G + E‖w‖² W̄,
+
+without replacement c_M Σ + W̄/M, which is not 0 at M = N.
+"""
 
 from dataclasses import dataclass
 
@@ -30,24 +50,9 @@ class PopulationFactors:
 def population_factors(design: designs.Design, population_size: int) -> PopulationFactors:
     """How the variance of ĝ splits where the data set, too, is a sample: N independent examples of a population.
 
-    The law of w must not depend on the data, as importance probabilities from their gradients would. Then
-
-        Cov ĝ = E‖w‖² Σ_P + Var(Σ w_i) μμᵀ,    E‖w‖² = tr Cov w + ‖E w‖²,
-
-    since ĝ = Σ w_i g_i is, given w, a sum of independent terms. The first part of E‖w‖² is the variance given the data
-    set (its expectation over data sets), the second the variance of the data set itself. Without replacement
-
-        1/M = (N−M)/(M(N−1)) · (N−1)/N + 1/N:
-
-    M of N independent examples are M independent examples, and the full batch, exact for its data, has Σ_P/N left. With
-    replacement 1/N + (N−1)/(NM). For data at hand, ``trace_covariance(ddof=1)`` is an unbiased estimate of tr Σ_P.
-
-    The same E‖w‖² multiplies noise of an example's own. If every example of a batch is augmented anew, independently,
-    so that g_i becomes g_i + ε_i with E ε_i = 0 and W̄ = (1/N) Σ Cov ε_i, and all E w_i² are equal, then given the data
-
-        Cov ĝ = Gᵀ Cov(w) G + E‖w‖² W̄,
-
-    without replacement c_M Σ + W̄/M, which is not 0 at M = N.
+    With mean μ and covariance Σ_P of the population, Cov ĝ = (tr Cov w + ‖E w‖²) Σ_P + Var(Σ w_i) μμᵀ. The law of w
+    must not depend on the data, as importance probabilities from their gradients would. For data at hand,
+    ``trace_covariance(ddof=1)`` is an unbiased estimate of tr Σ_P.
 
     Args:
         design: a law on w for a data set of N.

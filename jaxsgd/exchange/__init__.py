@@ -11,7 +11,7 @@ Each of these suffices, at a point θ:
         θ itself (A. Shapiro, D. Dentcheva, A. Ruszczyński, Lectures on Stochastic Programming, SIAM, 2009, chapter 7).
     d   For a pathwise derivative of f(X(θ)): f Lipschitz, differentiable at X(θ) with probability one, and X(θ)
         Lipschitz with an integrable constant (P. Glasserman, Monte Carlo Methods in Financial Engineering, Springer,
-        2004, section 7.2.2). A case of c.
+        2004, section 7.2.2). This is a case of c.
     e   L(·, X) continuous, differentiable but for countably many θ, |∂L| ≤ Γ with E Γ < ∞, and not kinked at θ itself
         (P. L'Ecuyer, Management Science 36, 1990, and 41, 1995). Continuity is essential.
     f   L(·, x) absolutely continuous and E|∂L| integrable over θ: then F' = E ∂L for almost every θ, by Fubini

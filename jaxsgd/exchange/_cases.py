@@ -1,4 +1,8 @@
-"""Closed-form cases of gradient and expectation, on both sides of the line."""
+"""Closed-form cases of gradient and expectation, on both sides of the line.
+
+The derivatives of F and the expectations of ∂L are formulas here, so that programs can be held against them; the usual
+losses, in ``_losses``, are integrated numerically.
+"""
 
 import math
 from collections.abc import Callable

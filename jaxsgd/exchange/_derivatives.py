@@ -1,4 +1,9 @@
-"""Both sides of ∇ E L = E ∇L for a loss and a law of the data, by quadrature."""
+"""Both sides of ∇ E L = E ∇L for a loss and a law of the data, by quadrature.
+
+F(θ) = E L(θ, X) is an integral over a uniform U of the loss at the quantile of U, so one midpoint rule serves every
+law. F' and F'' are central differences of its quadrature, and E ∂L and E ∂²L are quadratures of ``jax.grad``'s
+derivatives: where the two sides differ, exchange fails, for the program that ``jax.grad`` differentiates.
+"""
 
 from collections.abc import Callable
 from typing import Any

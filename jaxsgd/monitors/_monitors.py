@@ -1,4 +1,8 @@
-"""The monitors themselves."""
+"""The monitors themselves: which sums of a batch each takes, and what is read from their averages.
+
+What a batch tells is ``_terms``', how it is averaged over the steps is ``_transformation``'s. A monitor is a
+:class:`Statistic` of a few lines between the two, and a function that makes the transformation of it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,9 +45,9 @@ def noise_scale(
 ) -> optax.GradientTransformationExtraArgs:
     """The gradient noise scale B = tr Σ/‖ḡ‖² from per-example gradients.
 
-    With the norms of the m terms of a batch, S and G of :func:`noise_moments` are unbiased for tr Σ and ‖ḡ‖² if
-    examples are drawn independently. Batches without replacement measure S² in place of Σ, divisor N − 1, and G is
-    unbiased for ‖ḡ‖² − tr S²/N. A batch of fewer than two examples is left out.
+    From the norms of the m terms of a batch, S = (Σ‖h_j‖² − m‖ĝ‖²)/(m − 1) and G = ‖ĝ‖² − S/m are unbiased for tr Σ and
+    ‖ḡ‖² if examples are drawn independently. Batches without replacement measure S² in place of Σ, divisor N − 1, and G
+    is unbiased for ‖ḡ‖² − tr S²/N. A batch of fewer than two examples is left out.
 
     Args:
         every: measure at steps that it divides.
@@ -112,16 +116,16 @@ def two_batch_noise_scale(
     leading axis of k; otherwise the terms of the batch are split.
 
     With k groups of b examples, S = mean ‖g_k − ĝ‖²/(1/b − 1/(kb)) and G = ‖ĝ‖² − S/(kb): the estimators of McCandlish
-    et al. (2018, appendix A.1), without their cancellation. Unbiased as those of :func:`noise_scale`, whose limit k = m
-    they are, with k − 1 degrees of freedom in place of m − 1. One group with G < 0 is common: average.
+    et al. (2018, appendix A.1), without their cancellation. They are unbiased as those of :func:`noise_scale`, whose
+    limit k = m they are, with k − 1 degrees of freedom in place of m − 1. One group with G < 0 is common: average.
 
     Args:
         num_groups: k, where the batch is to be split.
         group_size: b, the number of examples behind each of the ``group_gradients``.
-        every: as in :func:`noise_scale`.
-        decay: as in :func:`noise_scale`.
-        where: as in :func:`noise_scale`.
-        name: as in :func:`noise_scale`.
+        every: measure at steps that it divides.
+        decay: of the weights of former measurements; 0 keeps the last one only.
+        where: which parameters to look at, a function of their path.
+        name: a prefix of what is read.
 
     Readings: ``two_batch/noise_scale``, ``two_batch/trace_covariance`` and ``two_batch/squared_mean_norm``.
 
@@ -234,10 +238,10 @@ def gradient_tests(
     papers, with ‖ĝ‖² in place of ‖ḡ‖²: since E‖ĝ‖² = ‖ḡ‖² + tr Σ/m, the norm test with θ = 1 nearly always passes.
 
     Args:
-        every: as in :func:`noise_scale`.
+        every: measure at steps that it divides.
         decay: 0 by default: the statistics of the last batch measured.
-        where: as in :func:`noise_scale`.
-        name: as in :func:`noise_scale`.
+        where: which parameters to look at, a function of their path.
+        name: a prefix of what is read.
 
     Readings: ``norm_statistic``, ``inner_product_statistic`` and ``orthogonality_statistic``.
 

@@ -39,7 +39,7 @@ class Terms:
         return self.gradients.count if self.drawn is None else self.drawn.sum()
 
     def only(self, where: Where | None) -> "Terms":
-        """The same for the parameters whose path ``where`` accepts."""
+        """The terms of the parameters whose path ``where`` accepts."""
         if where is None:
             return self
         g = self.gradients
@@ -76,7 +76,10 @@ def noise_moments(
 
 
 def batch_noise(updates: PyTree, terms: Terms, *, centered: bool) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The same of a batch, from the norms of its terms or, dearer and without cancellation, from their deviations."""
+    """Unbiased estimates of tr Σ and ‖ḡ‖² from the terms of a batch.
+
+    They are made of the norms of the terms or, dearer and without cancellation, of their deviations.
+    """
     g, m = terms.gradients, terms.count
     squared_mean_norm = sums.squared_norm(updates)
     square = jnp.asarray(terms.factor, squared_mean_norm.dtype) ** 2

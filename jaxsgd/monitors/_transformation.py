@@ -1,4 +1,7 @@
-"""How a statistic of single batches becomes an Optax transformation that averages it over the steps of a run."""
+"""How a statistic of single batches becomes an Optax transformation that averages it over the steps of a run.
+
+It knows no statistic: schedules, weights and what is read are the same for all of them.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """What one step along a minibatch gradient does to the mean loss, from Hessian-vector products.
 
-``noise_scale`` re-exports the public names.
+It stands apart from the noise scale without curvature, which needs no second derivative of the loss.
 """
 
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ def hessian_noise_scale(
 ) -> HessianNoiseScale:
     """The noise scale with curvature, B = tr HΣ/ḡᵀHḡ, and what it says of a step at each batch size.
 
-    Equal to tr Σ/‖ḡ‖² where H is a multiple of the identity. With d_i = g_i − ḡ, tr HΣ = (1/N) Σ d_iᵀHd_i, exactly from
+    B equals tr Σ/‖ḡ‖² where H is a multiple of the identity. With d_i = g_i − ḡ, tr HΣ = (1/N) Σ d_iᵀHd_i, exactly from
     N Hessian-vector products, or, as Σ_j e_jᵀH(Σe_j), from one for each of P parameters; the fewer are taken. With
     probes, u = Σ s_i d_i/√N for random signs s has E uuᵀ = Σ, so the mean of uᵀHu is unbiased for it (M. F. Hutchinson,
     "A stochastic estimator of the trace", Commun. Stat. Simul. Comput. 18, 1989).
@@ -92,7 +92,7 @@ def hessian_noise_scale(
         data: a pytree of arrays with N examples along the first axis of each.
         num_probes: how many probes, at least 2; None for the exact trace.
         key: of the random signs.
-        memory_limit: as for :func:`jaxsgd.per_example_gradients`.
+        memory_limit: how many bytes the factored gradients may take; beyond, they are computed anew.
 
     Raises:
         TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; if ``num_probes`` comes without a ``key``, or a

@@ -1,4 +1,38 @@
-"""The noise scale of gradients at hand, with its interval, and its law."""
+"""The noise scale of gradients at hand, with its interval, and its law.
+
+With the sample variance S = Σ‖g_i − ĝ‖²/(m − 1), unbiased are
+
+    ‖ĝ‖² − (1/m − 1/N) S  for ‖ḡ‖²    and    (1 − 1/N) S  for tr Σ,
+
+since E‖ĝ‖² = ‖ḡ‖² + (1/m − 1/N) tr S² for m of N examples without replacement, and E S = tr S² = tr Σ · N/(N − 1). In
+an infinite population 1/N is 0. Where the m examples are all there is, m = N, the quotient is T/‖ḡ‖² exactly.
+
+The quotient of unbiased estimates has no mean, and its error is far from normal unless m is a multiple of B. The
+intervals are therefore for ρ = ‖ḡ‖²/tr Σ = 1/B (E. C. Fieller, "Some problems in interval estimation", J. R. Stat. Soc.
+B 16, 1954): for the true ρ, the difference G − ρT has mean 0 and variance V_G − 2ρC + ρ²V_T, and the interval holds all
+ρ at which it is within z of its standard deviations. It includes 0, and so reaches up to B = ∞, exactly when ‖ḡ‖² is
+not significantly above 0.
+
+An estimate of V_G that comes from the same examples is too small when G is, which costs Fieller's interval some
+coverage. With f = 1/m − 1/N, V_G = 4f ḡᵀΣḡ + 2f² tr Σ² to first order, for normal gradients exactly, and for a given ρ
+the first term is 4fρT λ where λ is the variance of the g_i along ḡ: the interval "score" takes this in place of V_G at
+every ρ. In simulations with normal gradients whose covariance is a multiple of the identity, "score" covers B as often
+as it should from m = B/10 on, where "fieller" and "jackknife", asked for 95 %, cover it in 94 % of cases at m = 5B, and
+in 90 % and 71 % at m = B/2. If λ differs much between ḡ and the noise, "score" covers too much or too little until m is
+a multiple of B.
+
+"fieller" takes unbiased estimates of the three variances, U-statistics of degree four; where they are no covariance
+matrix, which few examples can bring about, the jackknife's. "jackknife" is m B̂ − (m − 1) mean B̂₋ᵢ with a symmetric
+interval from the spread of the B̂₋ᵢ: for comparison, as it is short where it should be unbounded.
+
+Two mean gradients will do for an estimate without an interval: since E‖ĝ_M‖² = ‖ḡ‖² + c_M tr Σ,
+
+    tr Σ ≈ (‖ĝ_s‖² − ‖ĝ_b‖²)/(c_s − c_b),    ‖ḡ‖² ≈ (c_s ‖ĝ_b‖² − c_b ‖ĝ_s‖²)/(c_s − c_b)
+
+are unbiased, with c_M = 1/M for an infinite population (McCandlish et al., 2018, appendix A.1) and (N − M)/(M(N − 1))
+for batches without replacement of N examples. With 1/M in place of c_M they are unbiased too, whatever the two sizes:
+for tr S² and ‖ḡ‖² − tr S²/N, as if the N examples were drawn from an infinite population themselves.
+"""
 
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -52,26 +86,8 @@ def noise_scale(
 ) -> NoiseScale:
     """Estimate the noise scale of the population that m examples were drawn from.
 
-    With the sample variance S = Σ‖g_i − ĝ‖²/(m − 1), unbiased are
-
-        ‖ĝ‖² − (1/m − 1/N) S  for ‖ḡ‖²    and    (1 − 1/N) S  for tr Σ,
-
-    since E‖ĝ‖² = ‖ḡ‖² + (1/m − 1/N) tr S² for m of N examples without replacement, and E S = tr S² = tr Σ · N/(N − 1).
-    In an infinite population 1/N is 0. Where the m examples are all there is, m = N, this is T/‖ḡ‖² exactly.
-
-    The quotient of unbiased estimates has no mean, and its error is far from normal unless m is a multiple of B. The
-    intervals are therefore for ρ = ‖ḡ‖²/tr Σ = 1/B (E. C. Fieller, "Some problems in interval estimation", J. R. Stat.
-    Soc. B 16, 1954): for the true ρ, the difference G − ρT has mean 0 and variance V_G − 2ρC + ρ²V_T, and the interval
-    holds all ρ at which it is within z of its standard deviations. It includes 0, and so reaches up to B = ∞, exactly
-    when ‖ḡ‖² is not significantly above 0.
-
-    An estimate of V_G that comes from the same examples is too small when G is, which costs Fieller's interval some
-    coverage. With f = 1/m − 1/N, V_G = 4f ḡᵀΣḡ + 2f² tr Σ² to first order, for normal gradients exactly, and for a
-    given ρ the first term is 4fρT λ where λ is the variance of the g_i along ḡ: the interval "score" takes this in
-    place of V_G at every ρ. In simulations with normal gradients whose covariance is a multiple of the identity,
-    "score" covers B as often as it should from m = B/10 on, where "fieller" and "jackknife", asked for 95 %, cover it
-    in 94 % of cases at m = 5B, and in 90 % and 71 % at m = B/2. If λ differs much between ḡ and the noise, "score"
-    covers too much or too little until m is a multiple of B.
+    Numerator and denominator are unbiased for tr Σ and ‖ḡ‖². Where the m examples are all there is, m = N, the value is
+    tr Σ/‖ḡ‖² exactly. The interval reaches up to B = ∞ where ‖ḡ‖² is not significantly above 0.
 
     Args:
         gradients: of the examples, independent draws or ``population_size`` without replacement; moments give an
@@ -79,15 +95,13 @@ def noise_scale(
         population_size: N, the size of the population that the examples are from without replacement; infinite by
             default. ``population_size=g.count``: they are the population.
         confidence_level: the probability that the interval holds B, for many examples.
-        interval: "score"; "fieller", with unbiased estimates of the three variances (U-statistics of degree four; where
-            they are no covariance matrix, which few examples can bring about, the jackknife's); or "jackknife", the
-            value m B̂ − (m − 1) mean B̂₋ᵢ with a symmetric interval from the spread of the B̂₋ᵢ: for comparison, as it
-            is short where it should be unbounded.
+        interval: "score", which covers B as often as it should from m = B/10 on; or, for comparison, "fieller" or
+            "jackknife", which do from a multiple of B on.
 
     Raises:
         TypeError: if ``population_size`` is not an integer.
         ValueError: if there are fewer than two examples (of a population of more than one), or more than
-            ``population_size``; if ``confidence_level`` is not between 0 and 1; if a gradient is not finite.
+            ``population_size``; if ``confidence_level`` is not in (0, 1); if a gradient is not finite.
 
     Guarantees:
         - O(m) beyond a Gram matrix of at most 2048 examples, which corrects the variances by a relative O(B/m).
@@ -125,15 +139,8 @@ def two_batch_noise_scale(
 ) -> NoiseScale:
     """Estimate the noise scale from the mean gradients of two batches, of which one may be a part of the other.
 
-    Since E‖ĝ_M‖² = ‖ḡ‖² + c_M tr Σ,
-
-        tr Σ ≈ (‖ĝ_s‖² − ‖ĝ_b‖²)/(c_s − c_b),    ‖ḡ‖² ≈ (c_s ‖ĝ_b‖² − c_b ‖ĝ_s‖²)/(c_s − c_b)
-
-    are unbiased, with c_M = 1/M for an infinite population (McCandlish et al., 2018, appendix A.1) and (N − M)/(M(N −
-    1)) for batches without replacement of N examples. With 1/M in place of c_M they are unbiased too, whatever the two
-    sizes: for tr S² and ‖ḡ‖² − tr S²/N, as if the N examples were drawn from an infinite population themselves.
-
-    One pair says next to nothing: average ``trace_covariance`` and ``squared_mean_norm`` over many, then divide.
+    ``trace_covariance`` and ``squared_mean_norm`` are unbiased, as E‖ĝ_M‖² = ‖ḡ‖² + c_M tr Σ tells them apart by the
+    two sizes. One pair says next to nothing: average the two over many pairs, then divide.
     ``monitors.two_batch_noise_scale`` does so along a run.
 
     Args:
@@ -145,6 +152,10 @@ def two_batch_noise_scale(
 
     Returns:
         :class:`NoiseScale` without an interval.
+
+    References:
+        S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162,
+        2018, appendix A.1.
 
     >>> estimate = two_batch_noise_scale(jnp.asarray([3.0]), jnp.asarray([2.0]), small_size=1, big_size=4)
     >>> round(float(estimate.trace_covariance), 3), round(float(estimate.squared_mean_norm), 3)
@@ -184,9 +195,10 @@ class NoiseScaleLaw:
 def noise_scale_law(g: kernels.PerExampleGradients, batch_size: int) -> NoiseScaleLaw:
     """The exact first two moments, over batches of M without replacement, of what ``noise_scale`` divides.
 
-    Those of ``noise_scale(g_batch, population_size=N)``: the means are tr Σ and ‖ḡ‖². The covariance is that of two
-    U-statistics in a finite population. With numerator T and denominator G, the quotient B̂ has, to first order, the
-    bias B (Var G/‖ḡ‖⁴ − Cov/(tr Σ ‖ḡ‖²)) and the variance B² (Var T/(tr Σ)² + Var G/‖ḡ‖⁴ − 2 Cov/(tr Σ ‖ḡ‖²)).
+    The moments of numerator and denominator of ``noise_scale(g_batch, population_size=N)`` are meant: their means are
+    tr Σ and ‖ḡ‖², and their covariance is that of two U-statistics in a finite population. With numerator T and
+    denominator G, the quotient B̂ has, to first order, the bias B (Var G/‖ḡ‖⁴ − Cov/(tr Σ ‖ḡ‖²)) and the variance
+    B² (Var T/(tr Σ)² + Var G/‖ḡ‖⁴ − 2 Cov/(tr Σ ‖ḡ‖²)).
 
     Args:
         g: the gradients of the whole population of N.

@@ -103,7 +103,7 @@ def sample_covariance(pairs: PairSums, population_size: int | None) -> Float[Arr
 
 
 def jackknife_covariance(pairs: PairSums, population_size: int | None) -> Float[Array, "2 2"]:
-    """That covariance by leaving out one example at a time: never negative, and on the average too large.
+    """The covariance of the two means by leaving out one example at a time: never negative, on the average too large.
 
     Without example i, U is (m(m − 1) U − 2 r_i)/((m − 1)(m − 2)) for the unshifted rows, so (m − 1)/m times the sum of
     squares is 4 R/(m(m − 1)(m − 2)²); for a sample without replacement, 1 − m/N of it.

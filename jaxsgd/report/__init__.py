@@ -59,9 +59,10 @@ from jaxsgd._core.faces import at_home
 from jaxsgd.report._batch_loss import BatchLossFindings
 from jaxsgd.report._command_line import main
 from jaxsgd.report._designs import DesignRow
-from jaxsgd.report._measure import ParameterShare
+from jaxsgd.report._findings import ParameterShare
+from jaxsgd.report._measure import as_problem, report
 from jaxsgd.report._parameters import load_checkpoint, save_checkpoint
-from jaxsgd.report._report import Report, as_problem, report
+from jaxsgd.report._report import Report
 
 __all__ = [
     "BatchLossFindings",

@@ -1,4 +1,7 @@
-"""What a report says of the loss of a batch: its form, and whether it is the mean of the loss of one example."""
+"""What a report says of the loss of a batch: its form, and whether it is the mean of the loss of one example.
+
+It is the one part of a report that looks at a batch as a whole; everything else is about single examples.
+"""
 
 import inspect
 from collections.abc import Callable

@@ -14,9 +14,9 @@ from typing import NoReturn
 
 import jax
 
-from jaxsgd import report, sources
-from jaxsgd.report._parameters import did_you_mean
-from jaxsgd.report._target import Refusal, call, line_of, nearest, place_of, resolve
+from jaxsgd import sources
+from jaxsgd.report._measure import as_problem, report
+from jaxsgd.report._target import Refusal, call, did_you_mean, line_of, nearest, place_of, resolve
 
 _EPILOG = """
 TARGET is a function that returns a jaxsgd.Problem(loss_fn, params, data) or a tuple of these, with the loss of a batch
@@ -105,8 +105,8 @@ def _report(options: argparse.Namespace) -> int:
     key, model_key = jax.random.split(jax.random.key(options.seed))
     data = None if options.data is None else sources.load(options.data)
     problem = call(make, options.target, data, model_key)
-    report.as_problem(problem, options.target)
-    found = report.report(
+    as_problem(problem, options.target)
+    found = report(
         problem,
         name=options.target,
         key=key,

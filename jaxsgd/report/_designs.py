@@ -1,4 +1,7 @@
-"""Sampling designs that a data loader may have, against independent draws, on one model's gradients."""
+"""Sampling designs that a data loader may have, against independent draws, on one model's gradients.
+
+Which designs are worth naming is a question of data loaders, so it is answered here and not in ``estimators``.
+"""
 
 from dataclasses import dataclass
 from fractions import Fraction

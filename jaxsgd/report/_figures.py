@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsgd.report._measure import Findings
+from jaxsgd.report._findings import Findings
 
 _WIDTH, _HEIGHT = 3.25, 2.2  # inches, one column
 _INK, _QUIET = "#0a0b0c", "#7f8081"  # in a page, both become colors of the page

@@ -1,10 +1,13 @@
-"""A report as one page that needs nothing else: figures inline, no script, no font, no address."""
+"""A report as one page that needs nothing else: figures inline, no script, no font, no address.
+
+The sentences and tables are those of ``_text``; here they get a style and an order on the page.
+"""
 
 from collections.abc import Sequence
 from html import escape
 
 from jaxsgd.report._figures import inline
-from jaxsgd.report._measure import Findings
+from jaxsgd.report._findings import Findings, batch_size_table
 from jaxsgd.report._text import Verdict, design_rows, parameter_rows, scope, size_rows, verdicts
 
 _STYLE = """
@@ -77,7 +80,7 @@ def as_html(findings: Findings, figures: dict[str, bytes]) -> str:
             "<h2>Batch sizes</h2>",
             "<p class='quiet'>Noise is E‖ĝ − ḡ‖² without replacement, signal is ‖ḡ‖²; steps and examples of a whole "
             "run are relative to the fewest.</p>",
-            _table(size_rows(findings), str(findings.batch_size)),
+            _batch_sizes(findings),
             "<h2>Sampling designs</h2>",
             _table(design_rows(findings)),
             "<h2>Parameters</h2>",
@@ -109,11 +112,16 @@ def _figure(name: str, svg: bytes) -> str:
     return f"<figure>{inline(svg, name)}<figcaption>{_CAPTIONS[name]}</figcaption></figure>\n"
 
 
-def _table(rows: Sequence[tuple[str, ...]], chosen: str | None = None) -> str:
+def _batch_sizes(findings: Findings) -> str:
+    sizes = [row.batch_size for row in batch_size_table(findings)]
+    return _table(size_rows(findings), sizes.index(findings.batch_size))
+
+
+def _table(rows: Sequence[tuple[str, ...]], chosen: int | None = None) -> str:
     head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in rows[0])
     body = "\n".join(
-        f"<tr{' class=chosen' if row[0] == chosen else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
-        for row in rows[1:]
+        f"<tr{' class=chosen' if at == chosen else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+        for at, row in enumerate(rows[1:])
     )
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
 

@@ -1,7 +1,8 @@
-"""Parameters in a file, by name: one array for each leaf, so that any program can write or read it."""
+"""Parameters in a file, by name: one array for each leaf, so that any program can write or read it.
 
-import difflib
-from collections.abc import Sequence
+It is a format of files and knows nothing of reports; checkpoints come from the user's own training.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxsgd._core import files, validate
+from jaxsgd.report._target import did_you_mean
 
 
 def save_checkpoint(path: Any, params: PyTree) -> None:
@@ -61,12 +63,6 @@ def load_checkpoint(path: Any, params: PyTree) -> PyTree:
 def name_of(path: Any) -> str:
     """The name of a leaf: its path, joined by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
-
-
-def did_you_mean(name: str, options: Any) -> str:
-    """The option that a name may have been meant for, as the end of an error message; empty if none is near."""
-    near: Sequence[str] = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _fitted(path: Any, name: str, array: np.ndarray, leaf: Any) -> Any:

@@ -1,4 +1,7 @@
-"""A uniformly random subset of any kind of data, together with a pass over all of it."""
+"""A uniformly random subset of any kind of data, together with a pass over all of it.
+
+A stream can be read once only, so its subset must be kept while the moments of all its examples are computed.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

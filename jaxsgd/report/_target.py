@@ -1,17 +1,19 @@
-"""From ``my_package.my_module:make_problem`` to the function, and from what goes wrong there to one line."""
+"""From ``my_package.my_module:make_problem`` to the function, and from what goes wrong there to one line.
 
+It is what the command line needs of Python's import system and of the spelling of names; it measures nothing.
+"""
+
+import difflib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from jaxsgd.report._parameters import did_you_mean
 
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -80,6 +82,12 @@ def nearest(path: Path) -> str:
     """The end of a message about a file that is not there: one beside it with nearly its name."""
     beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     return did_you_mean(path.name, beside)
+
+
+def did_you_mean(name: str, options: Any) -> str:
+    """The option that a name may have been meant for, as the end of an error message; empty if none is near."""
+    near: Sequence[str] = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _module(where: str) -> Any:

@@ -1,12 +1,15 @@
-"""The sentences of a report, and its form for a terminal."""
+"""The sentences and the tables of a report as text, and its form for a terminal.
+
+Numbers come from ``_findings`` and are only written down here, so that the page says what the terminal says.
+"""
 
 import math
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxsgd.report._measure import Findings, advised
+from jaxsgd._core.tables import decimal, percent, table
+from jaxsgd.report._findings import BatchSizeRow, Findings, advised, batch_size_table
 
 _INDENTED: dict[str, Any] = {"width": 110, "initial_indent": "  ", "subsequent_indent": "  "}
 _MUCH_NOISE = 1.2  # of unshuffled data relative to independent draws: worth a word
@@ -55,11 +58,11 @@ def as_text(findings: Findings) -> str:
         ]
     lines += [
         "",
-        *aligned(size_rows(findings)),
+        table(size_rows(findings), left=1),
         "",
-        *aligned(design_rows(findings)),
+        table(design_rows(findings), left=1),
         "",
-        *aligned(parameter_rows(findings)),
+        table(parameter_rows(findings), left=1),
     ]
     return "\n".join(lines)
 
@@ -76,19 +79,21 @@ def scope(findings: Findings) -> str:
 
 
 def size_rows(findings: Findings) -> list[tuple[str, ...]]:
-    """A table of batch sizes: powers of two about the noise scale, and all data."""
+    """The table of batch sizes, with its head."""
     head = ("batch size", "noise", "noise / signal", "steps", "examples")
-    B, N = findings.noise_scale, findings.num_examples
-    center = math.log2(min(max(B, 1), N))
-    exponents = range(max(math.floor(center) - 4, 0), math.floor(min(center + 4, math.log2(N))) + 1)
-    sizes = sorted({2**k for k in exponents} | {findings.batch_size, N})
-    return [head, *(_size_row(findings, M) for M in sizes)]
+    return [head, *(_size_row(row, findings.squared_mean_norm) for row in batch_size_table(findings))]
+
+
+def _size_row(row: BatchSizeRow, signal: float) -> tuple[str, ...]:
+    relative = row.variance / signal if signal > 0 else math.inf
+    numbers = decimal(row.variance), decimal(relative), f"{decimal(row.steps)}×", f"{decimal(row.examples)}×"
+    return (str(row.batch_size), *numbers)
 
 
 def design_rows(findings: Findings) -> list[tuple[str, ...]]:
     """A table of designs; an asterisk where the effect was found on the subset."""
     rows = [
-        (row.name + (" *" if row.on_subset else ""), number(row.effect), number(row.variance))
+        (row.name + (" *" if row.on_subset else ""), decimal(row.effect), decimal(row.variance))
         for row in findings.designs
     ]
     return [(f"how {findings.batch_size} examples are drawn", "relative noise", "noise"), *rows]
@@ -101,44 +106,6 @@ def parameter_rows(findings: Findings) -> list[tuple[str, ...]]:
         for p in findings.parameters
     ]
     return [("parameter", "shape", "rule", "of noise", "of signal", "error"), *rows]
-
-
-def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of a table as lines; the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def number(value: Any) -> str:
-    """Three digits, and no exponent where it is easily read without."""
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "–∞" if value < 0 else "–"
-    if value == 0:
-        return "0"
-    digits = 2 - math.floor(math.log10(abs(value)))
-    return f"{value:.{max(digits, 0)}f}" if 1e-3 <= abs(value) < 1e6 else f"{value:.2e}"
-
-
-def percent(share: float) -> str:
-    """A share to a tenth of a percent."""
-    return f"{100 * share:.1f} %"
-
-
-def _size_row(findings: Findings, M: int) -> tuple[str, ...]:
-    variance = findings.variance_at(M)
-    relative = variance / findings.squared_mean_norm if findings.squared_mean_norm > 0 else math.inf
-    return (
-        str(M),
-        number(variance),
-        number(relative),
-        f"{number(findings.steps(M))}×",
-        f"{number(findings.examples(M))}×",
-    )
 
 
 def _batch_size(findings: Findings) -> Verdict:
@@ -155,30 +122,30 @@ def _batch_size(findings: Findings) -> Verdict:
 
 
 def _cost(findings: Findings, M: int) -> str:
-    steps, examples = number(findings.steps(M)), number(findings.examples(M))
+    steps, examples = decimal(findings.steps(M)), decimal(findings.examples(M))
     return f"{steps} times the fewest steps and {examples} times the fewest examples"
 
 
 def _next(findings: Findings, M: int) -> str:
     """What one size up or down would change."""
     other = 2 * M if findings.num_examples >= 2 * M else max(M // 2, 1)
-    return f"at {other} it would be {number(findings.steps(other))} and {number(findings.examples(other))} times"
+    return f"at {other} it would be {decimal(findings.steps(other))} and {decimal(findings.examples(other))} times"
 
 
 def _noise_scale(findings: Findings) -> Verdict:
     text = (
-        f"tr Σ/‖ḡ‖² = {number(findings.trace_covariance)}/{number(findings.squared_mean_norm)}, exact for these data."
+        f"tr Σ/‖ḡ‖² = {decimal(findings.trace_covariance)}/{decimal(findings.squared_mean_norm)}, exact for these data."
     )
     low, high = findings.population_interval
     if math.isnan(low):
-        return Verdict("Noise scale", number(findings.noise_scale), text)
+        return Verdict("Noise scale", decimal(findings.noise_scale), text)
     level = f"{100 * findings.confidence_level:g} % confidence, from {findings.sample_size} examples"
     if math.isinf(high):
-        found = f"at least {number(low)} ({level}): the mean gradient cannot be told from zero"
+        found = f"at least {decimal(low)} ({level}): the mean gradient cannot be told from zero"
     else:
-        found = f"{number(findings.population_noise_scale)}, between {number(low)} and {number(high)} ({level})"
+        found = f"{decimal(findings.population_noise_scale)}, between {decimal(low)} and {decimal(high)} ({level})"
     text += f" In what the data were drawn from: {found}."
-    return Verdict("Noise scale", number(findings.noise_scale), text, good=math.isfinite(high))
+    return Verdict("Noise scale", decimal(findings.noise_scale), text, good=math.isfinite(high))
 
 
 def _per_example(findings: Findings) -> Verdict:
@@ -201,8 +168,8 @@ def _batch_loss(findings: Findings) -> Verdict:
     text = f"{_sentence(found.additivity.bias)} {found.additivity.advice}"
     if not found.agrees:
         text += (
-            f" But its gradient is {number(100 * (found.gradient_difference or 0))} % away from that of loss_fn, which "
-            "everything else here is about: give every example's loss the same terms."
+            f" But its gradient is {decimal(100 * (found.gradient_difference or 0))} % away from that of loss_fn, "
+            "which everything else here is about: give every example's loss the same terms."
         )
     good = found.additivity.unbiased and found.agrees
     return Verdict("Batch loss", found.additivity.kind.replace("_", " "), text, good=good)
@@ -213,7 +180,7 @@ def _order(findings: Findings) -> list[Verdict]:
     for row in findings.designs:
         if row.design == "CircularBlocks" and row.effect > _MUCH_NOISE:
             text = (
-                f"Batches of {findings.batch_size} consecutive examples have {number(row.effect)} times the noise of "
+                f"Batches of {findings.batch_size} consecutive examples have {decimal(row.effect)} times the noise of "
                 "independent draws: neighbors are alike. Shuffle the data."
             )
             return [Verdict("Stored order", "shuffle", text, good=False)]

@@ -1,4 +1,18 @@
-"""Control variates under a sampling design: their law, the best coefficient, and which examples a batch has seen."""
+"""Control variates under a sampling design: their law, the best coefficient, and which examples a batch has seen.
+
+With d_i = g_i − β h_i, v = ĝ − β (ĥ − h̄) is Σ w_i d_i + β h̄, so that the law of a minibatch gradient is its law too:
+
+    E v = Σ E[w_i] d_i + β h̄,    Cov v = Dᵀ Cov(w) D,
+
+which is E v = ḡ for every β where E w_i = 1/N. Without replacement Cov v = c_M Cov(d): the noise is that of the
+differences, and none is left where they are all equal. The differences are kept in factored form.
+
+tr Cov v = A − 2 β B + β² C is a parabola, of A = tr Cov ĝ, C = tr Cov ĥ and 2B = A + C − tr Cov(ĝ − ĥ). At β* = B/C it
+is A (1 − ρ²) with ρ² = B²/(A C), never more than without control, whereas SVRG's β = 1 has more where 2B < C. Under
+designs that treat all examples alike and draw a fixed number of them, β* does not depend on the number.
+
+This is about one batch at fixed gradients; what is carried from step to step is in ``_estimators``.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -24,14 +38,8 @@ def exact(
 ) -> estimators.Estimate:
     """E v and tr Cov v of v = ĝ − β (ĥ − h̄), exactly, for one batch from which both ĝ and ĥ are.
 
-    With d_i = g_i − β h_i it is v = Σ w_i d_i + β h̄, so that the law of a minibatch gradient is its law too:
-
-        E v = Σ E[w_i] d_i + β h̄,    Cov v = Dᵀ Cov(w) D,
-
-    which is E v = ḡ for every β where E w_i = 1/N. Without replacement Cov v = c_M Cov(d): the noise is that of the
-    differences, and none is left where they are all equal. The differences are kept in factored form.
-
-    For SVRG, h are the gradients at the snapshot; for SAGA, those of its table. For SAG, they are the same with the
+    v is unbiased for every β where E w_i = 1/N, and its noise is that of the differences g_i − β h_i. For SVRG, h are
+    the gradients at the snapshot; for SAGA, those of its table. For SAG, they are those of the table too, with the
     design ``Inclusion(design)``.
 
     Args:
@@ -45,9 +53,8 @@ def exact(
             under a ``memory_limit``; and what ``estimators.exact`` raises.
 
     References:
-        R. Johnson and T. Zhang, "Accelerating stochastic gradient descent using predictive variance reduction",
-        NeurIPS 2013. A. Defazio, F. Bach and S. Lacoste-Julien, "SAGA: a fast incremental gradient method with support
-        for non-strongly convex composite objectives", NeurIPS 2014.
+        R. Johnson and T. Zhang, NeurIPS 2013, for SVRG. A. Defazio, F. Bach and S. Lacoste-Julien, NeurIPS 2014, for
+            SAGA.
 
     >>> from jaxsgd import problems
     >>> loss_fn, params, data = problems.quadratics()
@@ -84,9 +91,7 @@ def optimal_coefficient(
 ) -> OptimalCoefficient:
     """β* = tr Cov(ĝ, ĥ) / tr Cov(ĥ), of all coefficients the one of least variance, exactly.
 
-    tr Cov v = A − 2 β B + β² C is a parabola, of A = tr Cov ĝ, C = tr Cov ĥ and 2B = A + C − tr Cov(ĝ − ĥ). At β* = B/C
-    it is A (1 − ρ²) with ρ² = B²/(A C), never more than without control, whereas SVRG's β = 1 has more where 2B < C.
-    Under designs that treat all examples alike and draw a fixed number of them, β* does not depend on the number.
+    With it the variance is never more than without control, whereas SVRG's β = 1 may have more.
 
     Args:
         design: a law on w for this population.

@@ -1,4 +1,8 @@
-"""SVRG, SAGA and SAG, as estimators to train with."""
+"""SVRG, SAGA and SAG, as estimators to train with: what each carries from step to step, and how a step changes it.
+
+The states are pytrees of fixed shapes, so steps can be scanned. The law of the next estimate is that of the control
+variate with the state's gradients, in ``_control_variates``; a state adds no formula of its own.
+"""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -90,8 +94,8 @@ class _Estimator:
 class SVRG(_Estimator):
     """v = ĝ(θ) − ĝ(θ̃) + ḡ(θ̃), with both ĝ of the same batch and a snapshot θ̃ that is renewed now and then.
 
-    Unbiased for every unbiased design. Its variance is that of the differences g_i(θ) − g_i(θ̃): of the order of
-    ‖θ − θ̃‖², and no less than that of ĝ(θ) itself once these are less alike than the gradients are.
+    SVRG is unbiased for every unbiased design. Its variance is that of the differences g_i(θ) − g_i(θ̃): of the order
+    of ‖θ − θ̃‖², and no less than that of ĝ(θ) itself once these are less alike than the gradients are.
 
     Attributes:
         loss_fn: the loss of ONE example.
@@ -130,7 +134,7 @@ class SVRG(_Estimator):
         return SnapshotState(jnp.asarray(0), params, mean, key, batches(self.design, size).start())
 
     def estimate(self, params: PyTree, state: SnapshotState, data: PyTree) -> tuple[PyTree, SnapshotState]:
-        """V, a pytree like ``params``, and the next state."""
+        """v, a pytree like ``params``, and the next state."""
         state = self._refreshed(params, state, data)
         draws, draw, batch = self._draw(state, data)
         difference = self._gradients(params, batch).minus(self._gradients(state.snapshot, batch))
@@ -154,8 +158,8 @@ class SVRG(_Estimator):
 class SAGA(_Estimator):
     """v = Σ w_i (g_i − h_i) + h̄ with a table of the last gradient h_i of every example.
 
-    Unbiased for every unbiased design, without the full gradients that SVRG takes. Afterwards the rows of all examples
-    in the batch are replaced, once each, however often they were drawn. h̄ is kept as a running sum.
+    SAGA is unbiased for every unbiased design, without the full gradients that SVRG takes. Afterwards the rows of all
+    examples in the batch are replaced, once each, however often they were drawn. h̄ is kept as a running sum.
 
     Attributes:
         loss_fn: the loss of ONE example.
@@ -187,7 +191,7 @@ class SAGA(_Estimator):
         return TableState(jnp.asarray(0), table, table.mean(), key, batches(self.design, size).start())
 
     def estimate(self, params: PyTree, state: TableState, data: PyTree) -> tuple[PyTree, TableState]:
-        """V, a pytree like ``params``, and the next state."""
+        """v, a pytree like ``params``, and the next state."""
         difference, weights, after = self._step(params, state, data)
         return self._controlled(difference.weighted_sum(weights), state.mean, params, data), after
 
@@ -220,8 +224,8 @@ class SAGA(_Estimator):
 class SAG(SAGA):
     """v = h̄ after the rows of the batch have been replaced: the mean of the last gradients of all examples.
 
-    Biased: E v − ḡ = −(1/N) Σ (1 − π_i)(g_i − h_i) for the probabilities π_i that an example is in the batch, however
-    it is weighted there; −(1 − M/N)(ḡ − h̄) where these are M/N.
+    SAG is biased: E v − ḡ = −(1/N) Σ (1 − π_i)(g_i − h_i) for the probabilities π_i that an example is in the batch,
+    however it is weighted there; −(1 − M/N)(ḡ − h̄) where these are M/N.
 
     Attributes:
         loss_fn: the loss of ONE example.
@@ -240,7 +244,7 @@ class SAG(SAGA):
     """
 
     def estimate(self, params: PyTree, state: TableState, data: PyTree) -> tuple[PyTree, TableState]:
-        """V, a pytree like ``params``, and the next state."""
+        """v, a pytree like ``params``, and the next state."""
         _, _, after = self._step(params, state, data)
         return _like(params, after.mean), after
 
@@ -250,5 +254,5 @@ class SAG(SAGA):
 
 
 def _like(params: PyTree, tree: PyTree) -> PyTree:
-    """The same numbers in the dtypes of the parameters."""
+    """Numbers in the dtypes of the parameters."""
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, params)

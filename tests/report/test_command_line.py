@@ -12,7 +12,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd._core import files
-from jaxsgd.report import _figures, report, save_checkpoint
+from jaxsgd.report import _command_line, _figures, report, save_checkpoint
 from jaxsgd.report._command_line import main
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
@@ -252,7 +252,7 @@ def test_out_of_memory_says_what_helps(capsys, monkeypatch) -> None:
     def exhausted(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(jaxsgd.report, "report", exhausted)
+    monkeypatch.setattr(_command_line, "report", exhausted)
     assert main(["report", "nets:make_problem"]) == 1
     assert "smaller --sample-size, --chunk-size or --memory-limit take less" in capsys.readouterr().err
 
@@ -260,7 +260,7 @@ def test_out_of_memory_says_what_helps(capsys, monkeypatch) -> None:
 def test_a_failure_of_the_package_is_shown_as_it_is(monkeypatch) -> None:
     """Catches a bug of ours that is reported as the user's."""
 
-    monkeypatch.setattr(jaxsgd.report, "report", eval("lambda *_, **__: {}['bug']"))  # a line in no file of a user's
+    monkeypatch.setattr(_command_line, "report", eval("lambda *_, **__: {}['bug']"))  # a line in no file of a user's
     with pytest.raises(KeyError, match="bug"):
         main(["report", "nets:make_problem"])
 

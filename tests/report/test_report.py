@@ -23,10 +23,11 @@ import pytest
 import jaxsgd
 import jaxsgd.report as report_module
 from jaxsgd import Problem, designs, estimators, problems
+from jaxsgd._core.tables import decimal
 from jaxsgd.report import _figures, load_checkpoint, report, save_checkpoint
-from jaxsgd.report._measure import advised, grid
+from jaxsgd.report._findings import advised
+from jaxsgd.report._measure import grid
 from jaxsgd.report._subset import Reservoir, draw
-from jaxsgd.report._text import number
 from tests.support.frameworks import with_default_promotion
 from tests.support.twins import assert_close as close
 
@@ -370,7 +371,7 @@ def test_unshuffled_data_are_noticed(whole):
     ],
 )
 def test_numbers_for_readers(value, text):
-    assert number(value) == text
+    assert decimal(value) == text
 
 
 # Files
@@ -473,7 +474,7 @@ def test_the_page_needs_nothing_else(page):
 
 def test_the_page_says_what_the_text_says(page, whole):
     text = Page(page).text
-    for value in (number(whole.noise_scale), "stratified by y", "dot_general", "kind: mean"):
+    for value in (decimal(whole.noise_scale), "stratified by y", "dot_general", "kind: mean"):
         assert value in text
     assert not re.search(r"#[0-9a-f]{6}", page.split("</style>")[1]), "a color that does not follow the page's"
 

@@ -26,6 +26,7 @@ def module_name(path: Path) -> str:
 
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 PUBLIC = [name for name in FILES if not re.search(r"\._", name)]
+MAX = 30  # lines of the docstring of a function or a class: derivations stand at the head of the module
 EXAMPLES = 289  # lines of doctests in the package: a file that is no longer found would take its own along
 
 
@@ -112,7 +113,16 @@ def undocumented(body: list[ast.stmt], prefix: str) -> list[str]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_everything_public_is_documented(name: str) -> None:
-    """Catches a new name without a word about it, in private modules too, whose names are re-exported."""
+    """Catches a new name without a word about it, in private modules too, whose names a face may offer."""
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), f"{name} has no docstring"
     assert undocumented(tree.body, name) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_docstrings_are_short(name: str) -> None:
+    """Catches a derivation in a function's docstring: ``help()`` is to fit a screen."""
+    nodes = ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8")))
+    documented = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    lengths = [(node.name, len((ast.get_docstring(node) or "").splitlines())) for node in documented]
+    assert not [f"{place} has {length} lines" for place, length in lengths if length > MAX]
