@@ -6,7 +6,7 @@ stand side by side.
 """
 
 import abc
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
@@ -38,7 +38,7 @@ class Factor(abc.ABC):
     def shape(self) -> tuple[int, ...]:
         """The parameter's shape."""
 
-    def take(self, some: Any) -> Self:
+    def take(self, some: Any) -> "Factor":
         """The gradients of some of the examples, in the order of ``some``, a slice or an array of indices."""
         return jax.tree.map(lambda array: array[some], self)
 
