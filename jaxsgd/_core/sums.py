@@ -1,23 +1,14 @@
-"""Sums over examples: how precise, how many examples at a time, what they cost; no rounding that grows with n."""
+"""Sums over examples: how precise, how many examples at a time; no rounding that grows with n."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 einsum = partial(jnp.einsum, precision="highest")
-
-
-class Flops(NamedTuple):
-    """Predicted floating-point operations of the statistics of n gradients with respect to one parameter."""
-
-    mean: int
-    squared_norms: int
-    second_moment: int
-    gram: int
 
 
 def accumulation_dtype(*arrays: Any) -> Any:

@@ -12,9 +12,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd._core import validate
-from jaxsgd._core.sums import Flops, accumulated, accumulation_dtype, total
+from jaxsgd._core.sums import accumulated, accumulation_dtype, total
 from jaxsgd._core.tables import si, table
-from jaxsgd.kernels.tracing import Factor, loss_and_factors
+from jaxsgd.kernels._statistic import statistic
+from jaxsgd.kernels.factors import Factor, Flops
+from jaxsgd.kernels.tracing import loss_and_factors
 
 Loss = Callable[[Any, Any], Any]
 
@@ -24,6 +26,34 @@ def trace_batch(loss_fn: Loss, params: PyTree, batch: PyTree) -> "PerExampleGrad
     """``per_example_gradients(loss_fn)(params, batch)`` for arguments that were validated before."""
     losses, factors, rules = loss_and_factors(loss_fn, params, batch)
     return PerExampleGradients(losses, jax.tree.structure(params), factors, rules)
+
+
+# What the arguments of statistics must be.
+
+
+def one_number_each(g: "PerExampleGradients", **numbers: Any) -> None:
+    """Raise unless every value is a vector with an entry for each example."""
+    validate.vector(g.count, **numbers)
+
+
+def like_params(g: "PerExampleGradients", **trees: Any) -> None:
+    """Raise unless every value is a pytree like the parameters."""
+    validate.like_params(g.structure, g._shapes(), **trees)
+
+
+def of_the_same_parameters(g: "PerExampleGradients", other: "PerExampleGradients | None") -> None:
+    """Raise unless the gradients of another batch, if there are any, have the same parameters."""
+    if other is not None and (other.structure, other._shapes()) != (g.structure, g._shapes()):
+        raise ValueError("other must hold gradients of the same parameters")
+
+
+def kept_and_alike(g: "PerExampleGradients", other: "PerExampleGradients", coefficient: Any) -> None:
+    """Raise unless both gradients are kept, and those of the same parameters and of as many examples."""
+    del coefficient
+    if not g.factors or not other.factors:
+        raise ValueError("other must be gradients that are kept, as these must be: without a memory_limit")
+    if (other.structure, other._shapes(), other.count) != (g.structure, g._shapes(), g.count):
+        raise ValueError("other must hold gradients of the same parameters and of as many examples")
 
 
 @jax.tree_util.register_dataclass
@@ -56,37 +86,44 @@ class PerExampleGradients:
         """L(θ, x_i), shape (n,)."""
         return accumulated(self.example_losses)
 
+    @statistic()
     def mean(self) -> PyTree:
         """ḡ = (1/n) Σ g_i, a pytree like ``params``.
 
         It is the gradient of the mean loss: θ ↦ L_i(θ) are n functions of the same θ, and differentiation
         is linear.
         """
-        return _compiled("_mean", self)
+        return self.structure.unflatten(factor.mean() for factor in self.factors)
 
+    @statistic()
     def squared_norms(self) -> Float[Array, " n"]:
         """‖g_i‖², shape (n,)."""
-        return _compiled("_squared_norms", self)
+        return total([factor.squared_norms() for factor in self.factors])
 
+    @statistic()
     def squared_deviations(self) -> Float[Array, " n"]:
         """‖g_i − ḡ‖², shape (n,), from centered gradients, so that no digit cancels."""
-        return _compiled("_squared_deviations", self)
+        return total([factor.squared_deviations() for factor in self.factors])
 
+    @statistic(like_params)
     def inner_products(self, direction: PyTree) -> Float[Array, " n"]:
         """⟨g_i, v⟩, shape (n,), for ``direction`` v, a pytree like ``params``."""
-        validate.like_params(self.structure, self._shapes(), direction=direction)
-        return _compiled("_inner_products", self, direction)
+        leaves = jax.tree.leaves(direction)
+        return total([factor.inner_products(v) for factor, v in zip(self.factors, leaves, strict=True)])
 
+    @statistic(one_number_each)
     def weighted_sum(self, weights: Float[Array, " n"]) -> PyTree:
         """Σ w_i g_i, a pytree like ``params``, for ``weights`` w of shape (n,)."""
-        validate.vector(self.count, weights=weights)
-        return _compiled("_weighted_sum", self, weights)
+        return self.structure.unflatten(factor.weighted_sum(weights) for factor in self.factors)
 
+    @statistic(one_number_each)
     def scaled(self, scales: Float[Array, " n"]) -> "PerExampleGradients":
         """The gradients s_i g_i, for ``scales`` s of shape (n,), in the same form; the losses are scaled too."""
-        validate.vector(self.count, scales=scales)
-        return _compiled("_scaled", self, scales)
+        losses = self.example_losses * scales.astype(self.example_losses.dtype)
+        factors = tuple(factor.scaled(scales) for factor in self.factors)
+        return PerExampleGradients(losses, self.structure, factors, self.rules)
 
+    @statistic(kept_and_alike)
     def minus(self, other: "PerExampleGradients", coefficient: Any = 1.0) -> "PerExampleGradients":
         """The differences g_i − β h_i, in factored form where both are, with ``coefficient`` β.
 
@@ -97,42 +134,58 @@ class PerExampleGradients:
             other: gradients h of the same parameters and number of examples.
             coefficient: β, one number.
         """
-        if not self.factors or not other.factors:
-            raise ValueError("other must be gradients that are kept, as these must be: without a memory_limit")
-        if (other.structure, other._shapes(), other.count) != (self.structure, self._shapes(), self.count):
-            raise ValueError("other must hold gradients of the same parameters and of as many examples")
-        return _compiled("_minus", self, other, jnp.asarray(coefficient))
+        beta = jnp.asarray(coefficient)
+        losses = self.losses() - beta.astype(other.losses().dtype) * other.losses()
+        factors = tuple(a.minus(b, beta) for a, b in zip(self.factors, other.factors, strict=True))
+        return PerExampleGradients(losses, self.structure, factors, self.rules)
 
+    @statistic()
     def second_moment(self) -> PyTree:
         """(1/n) Σ g_i², coordinate by coordinate, a pytree like ``params``."""
-        return _compiled("_second_moment", self)
+        return self.structure.unflatten(factor.second_moment() for factor in self.factors)
 
+    @statistic()
     def total_deviation(self) -> Float[Array, ""]:
         """Σ ‖g_i − ḡ‖² = n tr Σ."""
-        return _compiled("_total_deviation", self)
+        return total([factor.total_deviation() for factor in self.factors])
 
+    @statistic(one_number_each)
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
         """Σ w_i ‖g_i − ḡ_w‖² for ``weights`` w ≥ 0 of shape (n,) and the weighted mean ḡ_w = Σ w_i g_i / Σ w_i."""
-        validate.vector(self.count, weights=weights)
-        return _compiled("_weighted_deviation", self, weights)
+        return total([factor.weighted_deviation(weights) for factor in self.factors])
 
     def variance(self, *, ddof: int = 0) -> PyTree:
         """(1/(n − ddof)) Σ (g_i − ḡ)², coordinate by coordinate, a pytree like ``params``."""
         validate.at_least(0, ddof=ddof)
         validate.at_least(1 + ddof, **{"the number of examples": self.count})
-        return jax.tree.map(lambda total: total / (self.count - ddof), _compiled("_coordinate_deviations", self))
+        return jax.tree.map(lambda total: total / (self.count - ddof), self._coordinate_deviations())
 
+    @statistic()
+    def _coordinate_deviations(self) -> PyTree:
+        """Σ (g_i − ḡ)², coordinate by coordinate; the divisor, which is no array, would be compiled anew."""
+        return self.structure.unflatten(factor.coordinate_deviations() for factor in self.factors)
+
+    @statistic(of_the_same_parameters)
     def gram(self, other: "PerExampleGradients | None" = None) -> Float[Array, "n m"]:
         """K_ij = ⟨g_i, h_j⟩, shape (n, m), for the gradients h of ``other`` (of the same parameters), or of itself."""
         if other is None:
-            return _compiled("_own_gram", self)
-        if (other.structure, other._shapes()) != (self.structure, self._shapes()):
-            raise ValueError("other must hold gradients of the same parameters")
-        return _compiled("_gram", self, other)
+            return self._own_gram()
+        if not other.factors:  # they are recomputed: see ``RecomputedGradients``
+            return other.gram(self).T
+        return total([a.gram(b) for a, b in zip(self.factors, other.factors, strict=True)])
 
+    def _own_gram(self) -> Float[Array, "n n"]:
+        """The symmetric Gram matrix: blocks of rows against what is right of them, the rest by reflection."""
+        edges = [*range(0, self.count, max(self.count // _GRAM_BLOCKS, _SMALLEST_GRAM_BLOCK)), self.count]
+        rows = [self.take(slice(a, b)).gram(self.take(slice(a, None))) for a, b in itertools.pairwise(edges)]
+        upper = jnp.concatenate([jnp.pad(row, ((0, 0), (a, 0))) for a, row in zip(edges[:-1], rows, strict=True)])
+        first_column = np.repeat(edges[:-1], np.diff(edges))
+        return jnp.where(np.arange(self.count)[None] >= first_column[:, None], upper, upper.T)
+
+    @statistic()
     def materialize(self) -> PyTree:
         """All g_i, a pytree like ``params`` with a leading axis of n: n·P numbers."""
-        return _compiled("_materialize", self)
+        return self.structure.unflatten(factor.materialize() for factor in self.factors)
 
     def take(self, some: Any) -> "PerExampleGradients":
         """The gradients of some of the examples, in the order of ``some``, a slice or an array of indices."""
@@ -158,70 +211,8 @@ class PerExampleGradients:
         rows.append(("total", "", f"instead of {si(formed)} bytes", si(sum(sizes)), *map(si, totals)))
         return table(rows)
 
-    # The statistics themselves. What a caller may pass has been checked.
-
-    def _mean(self) -> PyTree:
-        return self.structure.unflatten(factor.mean() for factor in self.factors)
-
-    def _squared_norms(self) -> Float[Array, " n"]:
-        return total([factor.squared_norms() for factor in self.factors])
-
-    def _squared_deviations(self) -> Float[Array, " n"]:
-        return total([factor.squared_deviations() for factor in self.factors])
-
-    def _total_deviation(self) -> Float[Array, ""]:
-        return total([factor.total_deviation() for factor in self.factors])
-
-    def _weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
-        return total([factor.weighted_deviation(weights) for factor in self.factors])
-
-    def _scaled(self, scales: Float[Array, " n"]) -> "PerExampleGradients":
-        losses = self.example_losses * scales.astype(self.example_losses.dtype)
-        factors = tuple(factor.scaled(scales) for factor in self.factors)
-        return PerExampleGradients(losses, self.structure, factors, self.rules)
-
-    def _minus(self, other: "PerExampleGradients", coefficient: Float[Array, ""]) -> "PerExampleGradients":
-        losses = self.losses() - coefficient.astype(other.losses().dtype) * other.losses()
-        factors = tuple(a.minus(b, coefficient) for a, b in zip(self.factors, other.factors, strict=True))
-        return PerExampleGradients(losses, self.structure, factors, self.rules)
-
-    def _coordinate_deviations(self) -> PyTree:
-        return self.structure.unflatten(factor.coordinate_deviations() for factor in self.factors)
-
-    def _inner_products(self, direction: PyTree) -> Float[Array, " n"]:
-        leaves = jax.tree.leaves(direction)
-        return total([factor.inner_products(v) for factor, v in zip(self.factors, leaves, strict=True)])
-
-    def _weighted_sum(self, weights: Float[Array, " n"]) -> PyTree:
-        return self.structure.unflatten(factor.weighted_sum(weights) for factor in self.factors)
-
-    def _second_moment(self) -> PyTree:
-        return self.structure.unflatten(factor.second_moment() for factor in self.factors)
-
-    def _materialize(self) -> PyTree:
-        return self.structure.unflatten(factor.materialize() for factor in self.factors)
-
-    def _gram(self, other: "PerExampleGradients") -> Float[Array, "n m"]:
-        if not other.factors:  # they are recomputed: see ``_streamed``
-            return other._gram(self).T
-        return total([a.gram(b) for a, b in zip(self.factors, other.factors, strict=True)])
-
-    def _own_gram(self) -> Float[Array, "n n"]:
-        """The symmetric Gram matrix: blocks of rows against what is right of them, the rest by reflection."""
-        edges = [*range(0, self.count, max(self.count // _GRAM_BLOCKS, _SMALLEST_GRAM_BLOCK)), self.count]
-        rows = [self.take(slice(a, b))._gram(self.take(slice(a, None))) for a, b in itertools.pairwise(edges)]
-        upper = jnp.concatenate([jnp.pad(row, ((0, 0), (a, 0))) for a, row in zip(edges[:-1], rows, strict=True)])
-        first_column = np.repeat(edges[:-1], np.diff(edges))
-        return jnp.where(np.arange(self.count)[None] >= first_column[:, None], upper, upper.T)
-
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(factor.shape for factor in self.factors)
-
-
-@partial(jax.jit, static_argnums=0)
-def _compiled(method: str, g: PerExampleGradients, *arguments: Any) -> Any:
-    """One compilation for all the parameters of a statistic."""
-    return getattr(g, method)(*arguments)
 
 
 _GRAM_BLOCKS = 4  # work falls to 10/16 of the full product; smaller blocks keep the cores less busy

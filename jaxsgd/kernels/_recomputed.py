@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd._core.sums import accumulated, chunked, squared_norm, varying_like
-from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch
+from jaxsgd.kernels._gradients import (
+    Loss,
+    PerExampleGradients,
+    like_params,
+    of_the_same_parameters,
+    one_number_each,
+    trace_batch,
+)
+from jaxsgd.kernels._statistic import statistic
 
 
 @jax.tree_util.register_dataclass
@@ -27,9 +35,8 @@ class RecomputedGradients(PerExampleGradients):
     chunk_size: int = field(default=1, metadata={"static": True})
 
     def take(self, some: Any) -> "RecomputedGradients":
-        """The gradients of some of the examples."""
         batch = jax.tree.map(lambda leaf: leaf[some], self.batch)
-        return streamed(self.loss_fn, self.params, batch, self.chunk_size)
+        return recomputed(self.loss_fn, self.params, batch, self.chunk_size)
 
     def explain(self) -> str:
         """What is kept of every chunk."""
@@ -38,25 +45,31 @@ class RecomputedGradients(PerExampleGradients):
         how = f"computed anew for every statistic, {self.chunk_size} of {self.count} examples at a time"
         return f"{chunk.explain()}\n{how}"
 
-    def _mean(self) -> PyTree:
+    @statistic()
+    def mean(self) -> PyTree:
         mean = jnp.full(self.count, 1 / self.count, accumulated(self.example_losses).dtype)
-        return self._weighted_sum(mean)
+        return self.weighted_sum(mean)
 
-    def _weighted_sum(self, weights: Float[Array, " n"]) -> PyTree:
+    @statistic(one_number_each)
+    def weighted_sum(self, weights: Float[Array, " n"]) -> PyTree:
         return self._sum(lambda g, w: g.weighted_sum(w), weights)
 
-    def _squared_norms(self) -> Float[Array, " n"]:
+    @statistic()
+    def squared_norms(self) -> Float[Array, " n"]:
         return self._map(lambda g: g.squared_norms())
 
-    def _inner_products(self, direction: PyTree) -> Float[Array, " n"]:
+    @statistic(like_params)
+    def inner_products(self, direction: PyTree) -> Float[Array, " n"]:
         return self._map(lambda g: g.inner_products(direction))
 
-    def _second_moment(self) -> PyTree:
+    @statistic()
+    def second_moment(self) -> PyTree:
         return self._sum(lambda g: jax.tree.map(lambda leaf: leaf * (g.count / self.count), g.second_moment()))
 
-    def _squared_deviations(self) -> Float[Array, " n"]:
+    @statistic()
+    def squared_deviations(self) -> Float[Array, " n"]:
         """With m the mean of a chunk and δ = m − ḡ, ‖g_i − m‖² + 2⟨g_i − m, δ⟩ + ‖δ‖²."""
-        mean = self._mean()
+        mean = self.mean()
 
         def deviations(g: PerExampleGradients) -> Float[Array, " n"]:
             delta = jax.tree.map(jnp.subtract, g.mean(), mean)
@@ -65,16 +78,18 @@ class RecomputedGradients(PerExampleGradients):
 
         return self._map(deviations)
 
-    def _total_deviation(self) -> Float[Array, ""]:
-        mean = self._mean()
+    @statistic()
+    def total_deviation(self) -> Float[Array, ""]:
+        mean = self.mean()
 
         def deviation(g: PerExampleGradients) -> Float[Array, ""]:
             return g.total_deviation() + g.count * squared_norm(jax.tree.map(jnp.subtract, g.mean(), mean))
 
         return self._sum(deviation)
 
-    def _weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
-        mean = self._weighted_sum(weights / weights.sum())
+    @statistic(one_number_each)
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        mean = self.weighted_sum(weights / weights.sum())
 
         def deviation(g: PerExampleGradients, w: Float[Array, " n"]) -> Float[Array, ""]:
             weight = jnp.maximum(w.sum(), jnp.finfo(w.dtype).tiny)  # type: ignore[no-untyped-call]
@@ -84,11 +99,13 @@ class RecomputedGradients(PerExampleGradients):
 
         return self._sum(deviation, weights)
 
-    def _scaled(self, scales: Float[Array, " n"]) -> "RecomputedGradients":
-        return streamed(ScaledLoss(self.loss_fn), self.params, (self.batch, scales), self.chunk_size)
+    @statistic(one_number_each)
+    def scaled(self, scales: Float[Array, " n"]) -> "RecomputedGradients":
+        return recomputed(ScaledLoss(self.loss_fn), self.params, (self.batch, scales), self.chunk_size)
 
+    @statistic()
     def _coordinate_deviations(self) -> PyTree:
-        mean = self._mean()
+        mean = self.mean()
 
         def deviations(g: PerExampleGradients) -> PyTree:
             return jax.tree.map(
@@ -97,14 +114,13 @@ class RecomputedGradients(PerExampleGradients):
 
         return self._sum(deviations)
 
-    def _materialize(self) -> PyTree:
+    @statistic()
+    def materialize(self) -> PyTree:
         return self._map(lambda g: g.materialize())
 
-    def _gram(self, other: PerExampleGradients) -> Float[Array, "n m"]:
-        return self._map(lambda g: g.gram(other))
-
-    def _own_gram(self) -> Float[Array, "n n"]:
-        return self._gram(self)
+    @statistic(of_the_same_parameters)
+    def gram(self, other: PerExampleGradients | None = None) -> Float[Array, "n m"]:
+        return self._map(lambda g: g.gram(self if other is None else other))
 
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(leaf.shape for leaf in jax.tree.leaves(self.params))
@@ -147,7 +163,7 @@ class ScaledLoss:
         return loss * scale.astype(loss.dtype)
 
 
-def streamed(loss_fn: Loss, params: PyTree, batch: PyTree, chunk_size: int) -> RecomputedGradients:
+def recomputed(loss_fn: Loss, params: PyTree, batch: PyTree, chunk_size: int) -> RecomputedGradients:
     """The gradients of a batch, ``chunk_size`` examples at a time."""
     losses = jax.lax.map(partial(loss_fn, params), batch, batch_size=chunk_size)
     return RecomputedGradients(

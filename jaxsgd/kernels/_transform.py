@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsgd._core import devices, validate
 from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch
-from jaxsgd.kernels._recomputed import streamed
+from jaxsgd.kernels._recomputed import recomputed
 from jaxsgd.kernels.factors import Dense
 
 
@@ -64,12 +64,12 @@ def per_example_gradients(
         chunk_size = _examples_within(memory_limit, loss_fn, params, batch, count)
         if chunk_size == count:
             return trace_batch(loss_fn, params, batch)
-        return _streamed(loss_fn, params, batch, chunk_size)
+        return _recomputed(loss_fn, params, batch, chunk_size)
 
     return gradients
 
 
-_streamed = partial(jax.jit, static_argnums=(0, 3))(streamed)
+_recomputed = partial(jax.jit, static_argnums=(0, 3))(recomputed)
 
 
 def _examples_within(memory_limit: int, loss_fn: Loss, params: PyTree, batch: PyTree, count: int) -> int:

@@ -5,12 +5,13 @@
     WithSharedPart  one of these, and a part that is the same for every example, as a weight penalty adds it
     Dense           g_i itself
 
-All have the same methods, the algebra of per-example gradients.
+All are a :class:`Factor`, which has the operations and their formulas.
 """
 
 from jaxsgd.kernels.factors._dense import Dense, dense_one_by_one
+from jaxsgd.kernels.factors._factor import Factor, Flops
 from jaxsgd.kernels.factors._outer_products import Layout, OuterProducts
 from jaxsgd.kernels.factors._rows import Rows, wide
 from jaxsgd.kernels.factors._shared_part import WithSharedPart
 
-__all__ = ["Dense", "Layout", "OuterProducts", "Rows", "WithSharedPart", "dense_one_by_one", "wide"]
+__all__ = ["Dense", "Factor", "Flops", "Layout", "OuterProducts", "Rows", "WithSharedPart", "dense_one_by_one", "wide"]

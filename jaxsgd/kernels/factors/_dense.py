@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsgd._core.sums import LARGEST_BLOCK, Flops, accumulated, average, chunked, einsum, varying_like
+from jaxsgd._core.sums import LARGEST_BLOCK, accumulated, average, chunked, einsum, varying_like
+from jaxsgd.kernels.factors._factor import Factor, Flops
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Dense:
+class Dense(Factor):
     """The gradients themselves: ``value``, shape (n, *shape); ``why`` no cheaper form was found.
 
     ``to_form`` is how many floating-point operations it takes to form them, where they are not what a gradient takes.
@@ -27,66 +28,47 @@ class Dense:
     summary: Any = None
 
     @property
-    def count(self) -> int:
-        """The number of examples, n."""
-        return int(self.value.shape[0])
-
-    @property
     def shape(self) -> tuple[int, ...]:
-        """The parameter's shape."""
         return tuple(self.value.shape[1:])
 
     def _rows(self) -> Float[Array, "n p"]:
         return accumulated(self.value).reshape(self.count, -1)
 
     def weighted_sum(self, weights: Float[Array, " n"]) -> Array:
-        """Σ w_i g_i."""
         rows = self._rows()
         return einsum("n,np->p", weights.astype(rows.dtype), rows).reshape(self.shape)
 
     def scaled(self, scales: Float[Array, " n"]) -> "Dense":
-        """The gradients s_i g_i."""
         rows = self._rows()
         return Dense((rows * scales.astype(rows.dtype)[:, None]).reshape(self.value.shape), self.why)
 
-    def minus(self, other: Any, coefficient: Float[Array, ""]) -> "Dense":
-        """The gradients g_i − β h_i, with h_i those of any factor of the same parameter."""
+    def minus(self, other: Factor, coefficient: Float[Array, ""]) -> "Dense":
         values = accumulated(other.materialize())
         return Dense(accumulated(self.value) - coefficient.astype(values.dtype) * values, self.why)
 
     def mean(self) -> Array:
-        """(1/n) Σ g_i."""
         if self.summary is not None and self.summary[0] is not None:
             return self.summary[0] / self.count
         return average(self._rows()).reshape(self.shape)
 
     def squared_norms(self) -> Float[Array, " n"]:
-        """‖g_i‖²."""
         if self.summary is not None:
             return self.summary[1]
         return jnp.sum(self._rows() ** 2, axis=1)
 
     def take(self, some: Any) -> "Dense":
-        """The gradients of some of the examples."""
         return Dense(self.value[some], self.why)
 
     def squared_deviations(self) -> Float[Array, " n"]:
-        """‖g_i − ḡ‖²."""
         return jnp.sum(self._centered() ** 2, axis=1)
 
-    def total_deviation(self) -> Float[Array, ""]:
-        """Σ ‖g_i − ḡ‖²."""
-        return self.squared_deviations().sum()
-
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
-        """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
         rows = self._rows()
         weights = weights.astype(rows.dtype)
         mean = einsum("n,np->p", weights / weights.sum(), rows)
         return einsum("n,np->", weights, (rows - mean[None]) ** 2)
 
     def coordinate_deviations(self) -> Array:
-        """Σ (g_i − ḡ)², coordinate by coordinate."""
         return self.count * average(self._centered() ** 2).reshape(self.shape)
 
     def _centered(self) -> Float[Array, "n p"]:
@@ -96,31 +78,25 @@ class Dense:
         return rows - average(rows)[None]
 
     def second_moment(self) -> Array:
-        """(1/n) Σ g_i², coordinate by coordinate."""
         return average(self._rows() ** 2).reshape(self.shape)
 
     def inner_products(self, direction: Array) -> Float[Array, " n"]:
-        """⟨g_i, v⟩."""
         rows = self._rows()
         return einsum("np,p->n", rows, direction.reshape(-1).astype(rows.dtype))
 
-    def gram(self, other: Any) -> Float[Array, "n m"]:
-        """⟨g_i, h_j⟩."""
+    def gram(self, other: Factor) -> Float[Array, "n m"]:
         rows = self._rows()
         return einsum("np,mp->nm", rows, accumulated(other.materialize()).reshape(other.count, -1))
 
     def materialize(self) -> Array:
-        """All g_i, shape (n, *shape)."""
         return accumulated(self.value)
 
     def flops(self) -> Flops:
-        """Predicted floating-point operations, two for a product that is added."""
         n = self.count
         reduced = 2 * n * int(np.prod(self.shape))
         return Flops(*(self.to_form + cost for cost in (reduced, reduced, reduced, n * reduced)))
 
     def describe(self) -> str:
-        """How the gradients are kept, for people."""
         return f"dense {self.value.shape}: {self.why}"
 
 

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsgd._core.sums import Flops, accumulation_dtype, einsum, examples_at_a_time, in_blocks, varying_like
+from jaxsgd._core.sums import accumulation_dtype, einsum, examples_at_a_time, in_blocks, varying_like
 from jaxsgd.kernels.factors._dense import Dense
+from jaxsgd.kernels.factors._factor import Factor, Flops
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _lay_out(steps: tuple[tuple[str, Any], ...], array: Array) -> Array:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class OuterProducts:
+class OuterProducts(Factor):
     """Sums of outer products: ``left`` a, shape (n, b, t, i), and ``right`` b, shape (n, b, t, o).
 
     The gradient of example n is ``layout`` of Σ_t a_ntᵀ b_nt, one matrix (i, o) for each of b blocks.
@@ -78,13 +79,7 @@ class OuterProducts:
     layout: Layout = field(metadata={"static": True})
 
     @property
-    def count(self) -> int:
-        """The number of examples, n."""
-        return int(self.left.shape[0])
-
-    @property
     def shape(self) -> tuple[int, ...]:
-        """The parameter's shape."""
         base = jax.ShapeDtypeStruct(self.layout.base, self.left.dtype)  # type: ignore[no-untyped-call]
         return tuple(jax.eval_shape(self.layout, base).shape)
 
@@ -98,10 +93,6 @@ class OuterProducts:
         dtype = accumulation_dtype(self.left, self.right)
         return self.left.astype(dtype), self.right.astype(dtype)
 
-    def take(self, some: Any) -> "OuterProducts":
-        """The gradients of some of the examples."""
-        return OuterProducts(self.left[some], self.right[some], self.layout)
-
     def block(self) -> Array:
         """The gradient of a single example, from factors without their first axis."""
         dtype = accumulation_dtype(self.left, self.right)
@@ -113,11 +104,10 @@ class OuterProducts:
         return self.layout(_contract(left, right * weights.astype(right.dtype)[:, None, None, None]))
 
     def scaled(self, scales: Float[Array, " n"]) -> "OuterProducts":
-        """The gradients s_i g_i."""
         left, right = self._arrays()
         return OuterProducts(left, right * scales.astype(right.dtype)[:, None, None, None], self.layout)
 
-    def minus(self, other: Any, coefficient: Float[Array, ""]) -> Any:
+    def minus(self, other: Factor, coefficient: Float[Array, ""]) -> Factor:
         """The gradients g_i − β h_i, as factors of 2t positions where those of h have the shapes of these.
 
         AᵀB − βCᵀD = (A − C)ᵀB + Cᵀ(B − βD), in which no digit cancels where β is 1 and g_i and h_i are nearly equal.
@@ -132,7 +122,6 @@ class OuterProducts:
         )
 
     def mean(self) -> Array:
-        """(1/n) Σ g_i."""
         return self.layout(_contract(*self._arrays()) / self.count)
 
     def squared_norms(self) -> Float[Array, " n"]:
@@ -176,7 +165,6 @@ class OuterProducts:
         return centered.squared_norms().sum() - self.count * jnp.sum(shift**2)
 
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
-        """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
         left, right = self._arrays()
         weights = weights.astype(right.dtype)
         shares = weights / weights.sum()
@@ -265,7 +253,7 @@ class OuterProducts:
         blocks = self.layout.adjoint(direction).reshape(b, i, o).astype(left.dtype)
         return jnp.sum(einsum("nbti,bio->nbto", left, blocks) * right, axis=(1, 2, 3))
 
-    def gram(self, other: Any) -> Float[Array, "n m"]:
+    def gram(self, other: Factor) -> Float[Array, "n m"]:
         """⟨g_i, h_j⟩; for one position (AA'ᵀ)∘(BB'ᵀ)."""
         if not isinstance(other, OuterProducts) or other.layout != self.layout or other.sizes[0] != self.sizes[0]:
             return Dense(self.materialize()).gram(other)
@@ -278,7 +266,6 @@ class OuterProducts:
         return Dense(self.materialize()).gram(other)
 
     def materialize(self) -> Array:
-        """All g_i, shape (n, *shape)."""
         left, right = self._arrays()
         if self.sizes[1] == 1:  # a broadcast is faster than a matrix product that contracts nothing
             blocks = left[:, :, 0, :, None] * right[:, :, 0, None, :]
@@ -297,7 +284,6 @@ class OuterProducts:
         return n * m * t * s * (i + o) < (n * t + m * s + n * m) * i * o
 
     def flops(self) -> Flops:
-        """Predicted floating-point operations, two for a product that is added."""
         n, (b, t, i, o) = self.count, self.sizes
         product, pairs = 2 * n * b * t * i * o, 2 * n * b * t**2 * (i + o)
         return Flops(
@@ -308,7 +294,6 @@ class OuterProducts:
         )
 
     def describe(self) -> str:
-        """How the gradients are kept, for people."""
         return f"outer products {self.left.shape} x {self.right.shape}"
 
     def _each(self, function: Callable[[Array], Array]) -> Array:

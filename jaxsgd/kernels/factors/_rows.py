@@ -1,6 +1,6 @@
 """Per-example gradients with respect to a table of which every example uses a few rows.
 
-The algebra is that of ``_outer``: a table of a hundred thousand rows is never formed for each example.
+A table of a hundred thousand rows is never formed for each example.
 """
 
 from dataclasses import dataclass, field
@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from jaxsgd._core.sums import Flops, accumulated, einsum, examples_at_a_time
+from jaxsgd._core.sums import accumulated, einsum, examples_at_a_time
 from jaxsgd.kernels.factors._dense import Dense
+from jaxsgd.kernels.factors._factor import Factor, Flops
 
 
 def wide(indices: Integer[Array, "..."]) -> Integer[Array, "..."]:
@@ -21,25 +22,20 @@ def wide(indices: Integer[Array, "..."]) -> Integer[Array, "..."]:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Rows:
+class Rows(Factor):
     """Rows added to a table: ``indices`` k, shape (n, t), and ``rows`` r, shape (n, t, d).
 
     The gradient of example n is zero but for the sum of the r_nt with k_nt = k in row k, of ``num_rows`` rows; an index
-    of ``num_rows`` drops its row, which must be zero. ``shape`` is that of the parameter.
+    of ``num_rows`` drops its row, which must be zero. ``table_shape`` is the parameter's shape.
     """
 
     indices: Any
     rows: Any
-    shape: tuple[int, ...] = field(metadata={"static": True})
+    table_shape: tuple[int, ...] = field(metadata={"static": True})
 
     @property
-    def count(self) -> int:
-        """The number of examples, n."""
-        return int(self.indices.shape[0])
-
-    def take(self, some: Any) -> "Rows":
-        """The gradients of some of the examples."""
-        return Rows(self.indices[some], self.rows[some], self.shape)
+    def shape(self) -> tuple[int, ...]:
+        return self.table_shape
 
     @property
     def num_rows(self) -> int:
@@ -61,16 +57,14 @@ class Rows:
         return jnp.where(found[:, :, None], summed, jnp.zeros((), rows.dtype)), found
 
     def weighted_sum(self, weights: Float[Array, " n"]) -> Array:
-        """Σ w_i g_i."""
         rows = accumulated(self.rows)
         return self._scatter(self.indices, rows * weights.astype(rows.dtype)[:, None, None]).reshape(self.shape)
 
     def scaled(self, scales: Float[Array, " n"]) -> "Rows":
-        """The gradients s_i g_i."""
         rows = accumulated(self.rows)
         return Rows(self.indices, rows * scales.astype(rows.dtype)[:, None, None], self.shape)
 
-    def minus(self, other: Any, coefficient: Float[Array, ""]) -> Any:
+    def minus(self, other: Factor, coefficient: Float[Array, ""]) -> Factor:
         """The gradients g_i − β h_i, as the rows of both."""
         if not isinstance(other, Rows):
             return Dense(self.materialize(), "a difference").minus(other, coefficient)
@@ -79,19 +73,15 @@ class Rows:
         return Rows(indices, jnp.concatenate([rows, -coefficient.astype(rows2.dtype) * rows2], axis=1), self.shape)
 
     def mean(self) -> Array:
-        """(1/n) Σ g_i."""
         return self._scatter(self.indices, accumulated(self.rows)).reshape(self.shape) / self.count
 
     def squared_norms(self) -> Float[Array, " n"]:
-        """‖g_i‖²."""
         return jnp.sum(self._distinct()[0] ** 2, axis=(1, 2))
 
     def squared_deviations(self) -> Float[Array, " n"]:
-        """‖g_i − ḡ‖²."""
         return self._deviations_from(self.mean().reshape(self.num_rows, -1))
 
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
-        """Σ w_i ‖g_i − ḡ_w‖² for the weighted mean ḡ_w."""
         mean = self.weighted_sum(weights / weights.sum()).reshape(self.num_rows, -1)
         return jnp.sum(weights.astype(mean.dtype) * self._deviations_from(mean))
 
@@ -107,7 +97,6 @@ class Rows:
         return here + jax.lax.map(elsewhere, self.indices, batch_size=examples_at_a_time(self.num_rows))
 
     def total_deviation(self) -> Float[Array, ""]:
-        """Σ ‖g_i − ḡ‖²."""
         return self.coordinate_deviations().sum()
 
     def coordinate_deviations(self) -> Array:
@@ -124,16 +113,14 @@ class Rows:
         return jnp.where(found[:, :, None], rows - picked, jnp.zeros((), rows.dtype))
 
     def second_moment(self) -> Array:
-        """(1/n) Σ g_i², coordinate by coordinate."""
         return self._scatter(self.indices, self._distinct()[0] ** 2).reshape(self.shape) / self.count
 
     def inner_products(self, direction: Array) -> Float[Array, " n"]:
-        """⟨g_i, v⟩."""
         rows = accumulated(self.rows)
         table = direction.reshape(self.num_rows, -1).astype(rows.dtype)
         return jnp.sum(rows * table.at[self.indices].get(mode="fill", fill_value=0), axis=(1, 2))
 
-    def gram(self, other: Any) -> Float[Array, "n m"]:
+    def gram(self, other: Factor) -> Float[Array, "n m"]:
         """⟨g_i, h_j⟩, one example of the first at a time."""
 
         def products(pair: tuple[Array, Array]) -> Array:
@@ -142,15 +129,12 @@ class Rows:
         return jax.lax.map(products, (self.indices, accumulated(self.rows)))
 
     def materialize(self) -> Array:
-        """All g_i, shape (n, *shape)."""
         return jax.vmap(self._scatter)(self.indices, accumulated(self.rows)).reshape(self.count, *self.shape)
 
     def flops(self) -> Flops:
-        """Predicted floating-point operations, two for a product that is added."""
         n, t, d = self.rows.shape
         distinct = 2 * n * t**2 * d
         return Flops(n * t * d, distinct + 2 * n * t * d, distinct + 2 * n * t * d, 2 * n**2 * t * d)
 
     def describe(self) -> str:
-        """How the gradients are kept, for people."""
         return f"rows of a table {self.rows.shape}"

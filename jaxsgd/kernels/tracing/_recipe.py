@@ -1,31 +1,20 @@
-"""How to obtain the factor of one parameter's gradient from the values of a traced graph.
-
-A factor is what the gradients of n examples with respect to one parameter are kept as:
-
-    OuterProducts   g_i = Σ_t a_it b_itᵀ, as a dense layer, a convolution or a recurrence gives it
-    Rows            g_i = Σ_t e_(k_it) r_itᵀ, rows added to a table, as an embedding gives it
-    Dense           g_i itself
-    WithSharedPart  one of these, and a part that is the same for every example, as a weight penalty adds it
-
-All have the same methods, the algebra of ``kernels``.
-"""
+"""How to obtain the factor of one parameter's gradient from the values of a traced graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxsgd.kernels.factors import Dense, Layout, OuterProducts, Rows, WithSharedPart
+from jaxsgd.kernels.factors import Layout
 from jaxsgd.kernels.tracing._jaxpr import Value
-
-Factor = Dense | OuterProducts | WithSharedPart | Rows
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to obtain a factor: ``build`` applied to the arrays of ``values``, for one example.
 
-    ``kind`` is the class of factor, and ``layout`` and ``sides`` are what is known of :class:`OuterProducts` before they
-    are built: the layout, and the numbers of dimensions of the layout's base that are blocks, left and right sides.
+    ``kind`` is the class of factor, and ``layout`` and ``sides`` are what is known of :class:`OuterProducts` before
+    they are built: the layout, and the numbers of dimensions of the layout's base that are blocks, left and right
+    sides.
     ``direct`` is a cheaper way from the arrays to the gradient, of the size of the layout's base, where there is one.
     ``shared`` are values, the same for every example, which are added to the gradient.
     ``rule`` names the primitives that were understood, and ``why`` says why none was.

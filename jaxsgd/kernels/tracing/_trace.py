@@ -12,9 +12,9 @@ import jax
 from jaxtyping import PyTree
 
 from jaxsgd._core.sums import examples_at_a_time, varying_like
-from jaxsgd.kernels.factors import Dense, OuterProducts, WithSharedPart, dense_one_by_one
+from jaxsgd.kernels.factors import Dense, Factor, OuterProducts, WithSharedPart, dense_one_by_one
 from jaxsgd.kernels.tracing._jaxpr import Operation, Value, evaluate, trace
-from jaxsgd.kernels.tracing._recipe import Factor, Recipe
+from jaxsgd.kernels.tracing._recipe import Recipe
 from jaxsgd.kernels.tracing._rules import find
 
 

@@ -1,0 +1,43 @@
+"""How a method of gradients becomes one compiled function, whose arguments are checked before."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import jax
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def statistic(check: Callable[..., None] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Compile a method as a whole: one compilation for all the parameters, where each step alone would take one.
+
+    The gradients and the other arguments are traced, so that nothing of them is static but their structure, shapes and
+    dtypes. One statistic that calls another, or is called under ``jax.jit``, becomes part of that program. A class that
+    computes a statistic in another way overrides the method, with a decorator of its own.
+
+    Args:
+        check: called as ``check(gradients, **arguments)`` with what the caller passed, before anything is traced, to
+            raise on arguments that make no sense.
+    """
+
+    def compiled(method: Callable[P, R]) -> Callable[P, R]:
+        program, signature = jax.jit(method), inspect.signature(method)
+
+        @functools.wraps(method)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(
+                *args, **kwargs
+            )  # by place, so that an argument passed by name compiles nothing anew
+            bound.apply_defaults()
+            if check is not None:
+                gradients, *_ = bound.args
+                check(gradients, **{name: bound.arguments[name] for name in list(signature.parameters)[1:]})
+            result: R = program(*bound.args)
+            return result
+
+        return call
+
+    return compiled

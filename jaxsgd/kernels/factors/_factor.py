@@ -1,0 +1,103 @@
+"""What gradients with respect to one parameter can do, whatever they are kept as: the operations and their formulas.
+
+A kind of factor says only how it computes them. Statistics of all parameters are put together from these in
+:class:`jaxsgd.kernels.PerExampleGradients`: those of examples are summed over the parameters, and those of coordinates
+stand side by side.
+"""
+
+import abc
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+
+class Flops(NamedTuple):
+    """Predicted floating-point operations of the statistics of n gradients with respect to one parameter."""
+
+    mean: int
+    squared_norms: int
+    second_moment: int
+    gram: int
+
+
+class Factor(abc.ABC):
+    """The gradients g_i of n examples with respect to one parameter.
+
+    Every kind is a registered dataclass whose arrays have a leading axis of n, except for what all examples share.
+    Results are in the dtype that sums are accumulated in: float32 at least.
+    """
+
+    @property
+    def count(self) -> int:
+        """The number of examples, n."""
+        return int(jax.tree.leaves(self)[0].shape[0])
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's shape."""
+
+    def take(self, some: Any) -> "Factor":
+        """The gradients of some of the examples, in the order of ``some``, a slice or an array of indices."""
+        return jax.tree.map(lambda array: array[some], self)
+
+    @abc.abstractmethod
+    def weighted_sum(self, weights: Float[Array, " n"]) -> Array:
+        """Σ w_i g_i."""
+
+    @abc.abstractmethod
+    def scaled(self, scales: Float[Array, " n"]) -> "Factor":
+        """The gradients s_i g_i."""
+
+    @abc.abstractmethod
+    def minus(self, other: "Factor", coefficient: Float[Array, ""]) -> "Factor":
+        """The differences g_i − β h_i, with h_i those of any factor of the same parameter and β the coefficient."""
+
+    @abc.abstractmethod
+    def mean(self) -> Array:
+        """ḡ = (1/n) Σ g_i."""
+
+    @abc.abstractmethod
+    def squared_norms(self) -> Float[Array, " n"]:
+        """‖g_i‖²."""
+
+    @abc.abstractmethod
+    def squared_deviations(self) -> Float[Array, " n"]:
+        """‖g_i − ḡ‖², from centered gradients, so that no digit cancels."""
+
+    def total_deviation(self) -> Float[Array, ""]:
+        """Σ ‖g_i − ḡ‖²."""
+        return self.squared_deviations().sum()
+
+    @abc.abstractmethod
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        """Σ w_i ‖g_i − ḡ_w‖² for weights w ≥ 0 and the weighted mean ḡ_w = Σ w_i g_i / Σ w_i."""
+
+    @abc.abstractmethod
+    def coordinate_deviations(self) -> Array:
+        """Σ (g_i − ḡ)², coordinate by coordinate."""
+
+    @abc.abstractmethod
+    def second_moment(self) -> Array:
+        """(1/n) Σ g_i², coordinate by coordinate."""
+
+    @abc.abstractmethod
+    def inner_products(self, direction: Array) -> Float[Array, " n"]:
+        """⟨g_i, v⟩ for a direction v of the parameter's shape."""
+
+    @abc.abstractmethod
+    def gram(self, other: "Factor") -> Float[Array, "n m"]:
+        """⟨g_i, h_j⟩, with h_j those of any factor of the same parameter."""
+
+    @abc.abstractmethod
+    def materialize(self) -> Array:
+        """All g_i, shape (n, *shape)."""
+
+    @abc.abstractmethod
+    def flops(self) -> Flops:
+        """Predicted floating-point operations, two for a product that is added."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """How the gradients are kept, for people."""
