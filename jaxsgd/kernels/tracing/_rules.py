@@ -4,12 +4,10 @@
 operands instead of its result: for the weights of a dense layer, the layer's input and the gradient of its output. Each
 rule is named after the primitive it understands. Where none applies the gradient itself is kept: slower, never wrong.
 
-The obvious way is a rule for every kind of layer, found by its class or by a hook. Here no layer is known: a rule sees
-one equation of the gradient, so that few of them serve a layer however it is written. *Producing* rules, of a product,
-a convolution or an addition of rows, make a factor of the operands, and the walk ends. Rules *passing on*, of a
-transposition, a scale or a sum of two uses, walk on to the operand and rearrange, scale or join what comes of it. A
-scan does either. All this happens to recipes, before any array is computed, and one equation without a rule leaves the
-gradient dense: a rule may refuse, with :class:`NoRule`, but not approximate.
+The obvious way is a rule for every kind of layer. Here no layer is known, only equations of the gradient, so that a few
+rules serve a layer however it is written. *Producing* rules, of a product, a convolution, an addition of rows, make a
+factor of the operands, and the walk ends. Rules *passing on*, of a transposition, a scale, a sum of two uses, walk on to
+the operand and change what comes of it. A scan does either. All this happens to recipes, before an array is computed.
 """
 
 import functools
