@@ -6,8 +6,8 @@ rule is named after the primitive it understands. Where none applies the gradien
 
 The obvious way is a rule for every kind of layer. Here no layer is known, only equations of the gradient, so that a few
 rules serve a layer however it is written. *Producing* rules, of a product, a convolution, an addition of rows, make a
-factor of the operands, and the walk ends. Rules *passing on*, of a transposition, a scale, a sum of two uses, walk on to
-the operand and change what comes of it. A scan does either. All this happens to recipes, before an array is computed.
+factor of the operands, and the walk ends. Rules *passing on*, of a transposition, a scale, a sum of two uses, go to the
+operand and change what comes of it. A scan does either. All this happens to recipes, before an array is computed.
 """
 
 import functools
