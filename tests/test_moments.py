@@ -161,7 +161,7 @@ def layer_loss(weights: jax.Array, example: Any) -> jax.Array:
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1000, 64])
-@pytest.mark.parametrize("kind", ["dense", "outer"])
+@pytest.mark.parametrize("kind", ["dense", "outer products"])
 def test_a_million_float32_examples_with_a_mean_a_thousand_times_the_noise(kind: str, chunk_size: int | None) -> None:
     """Catches sums over chunks, or over examples, whose rounding grows with their number."""
     rng = np.random.default_rng(0)

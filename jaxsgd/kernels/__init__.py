@@ -2,7 +2,12 @@
 
 ``per_example_gradients(loss_fn)`` is a transformation, like ``jax.grad``: it gives a function of
 ``(params, batch)`` that returns a :class:`PerExampleGradients`. Every statistic of the batch is a method of
-that object, computed in jitted code that keeps no more than the statistic needs.
+that object, compiled as a whole, which keeps no more than the statistic needs.
+
+A gradient is not kept as it is where something smaller determines it: for a dense layer the layer's input and the
+gradient of its output, for an embedding a few rows. ``explain()`` says what is kept for each parameter and what the
+statistics cost. Where nothing smaller is found the gradients themselves are kept: slower, never wrong. Where that is
+more than memory holds, ``memory_limit`` has every statistic compute them anew, a few examples at a time.
 
 The arrays may be split over the devices of a mesh; JAX's runtime then does the distributing. Inside ``jax.shard_map``
 beware of ``jax.grad``: with respect to parameters that are the same on all devices, it is, without a word, the sum of

@@ -36,7 +36,8 @@ class RecomputedGradients(PerExampleGradients):
 
     def take(self, some: Any) -> "RecomputedGradients":
         batch = jax.tree.map(lambda leaf: leaf[some], self.batch)
-        return recomputed(self.loss_fn, self.params, batch, self.chunk_size)
+        chunk_size = min(self.chunk_size, len(jax.tree.leaves(batch)[0]))
+        return recomputed(self.loss_fn, self.params, batch, chunk_size)
 
     def explain(self) -> str:
         """What is kept of every chunk."""

@@ -32,15 +32,13 @@ def per_example_gradients(
         ``jax.jit`` and ``jax.vmap``.
 
     Raises:
-        TypeError: if a leaf of ``params`` is not a floating-point array, a leaf of ``batch`` is not an array
-            of numbers, or the loss is not one real number.
-        ValueError: if the arrays of ``batch`` differ in length or are empty, if the loss is not scalar, if it fails
-            on one example (as a loss written for a batch does), or if ``memory_limit`` is less than one example needs.
+        TypeError: if leaves of ``params`` are not floating-point arrays, or those of ``batch`` not arrays of numbers.
+        ValueError: if the arrays of ``batch`` differ in length or are empty, if the loss is not scalar or fails on one
+            example (as a loss written for a batch does), or if ``memory_limit`` is less than one example needs.
 
     Guarantees:
         - the same on any number of devices, up to rounding: what is kept of an example stays where the example is.
-        - compiles once: calls with the same ``loss_fn`` and shapes share one compilation, also when
-          ``per_example_gradients(loss_fn)`` is written anew each time.
+        - compiles once for one ``loss_fn`` and the same shapes, even where this call is written anew each time.
 
     >>> import jax.numpy as jnp
     >>> def loss_fn(params, example):

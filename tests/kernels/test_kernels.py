@@ -233,9 +233,9 @@ def test_matrix_products_ask_for_the_highest_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize("some", [slice(1, 4), np.array([5, 0, 5]), jnp.array([2])], ids=["slice", "numpy", "jax"])
-@pytest.mark.parametrize("memory_limit", [None, 600])
+@pytest.mark.parametrize("memory_limit", [None, 600, 1000])
 def test_take_gives_the_gradients_of_some_examples(some: Any, memory_limit: int | None) -> None:
-    """Catches a part that is shared by all examples and indexed all the same."""
+    """Catches a part that is shared by all examples and indexed all the same, and chunks larger than what is taken."""
     problem = PROBLEMS["odd_leaves"]()
     g = jaxsgd.per_example_gradients(problem.loss_fn, memory_limit=memory_limit)(problem.params, problem.data)
     rows = loop_of("odd_leaves").gradients[some]

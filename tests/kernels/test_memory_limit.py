@@ -30,19 +30,19 @@ def check_against_loop(found: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize(
     "name", quick(["tanh", "conv_same", "embedding", "weight_normalized", "partly_frozen"], {"conv_same"})
 )
-def test_streamed_statistics_equal_the_kept(name: str, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_statistics_equal_the_kept(name: str, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a chunk that is dropped or counted twice, a chunk's mean in place of the mean, a wrong last chunk."""
     loss_fn, params, batch, _ = MODELS[name]()
-    streams: list[int] = []
+    sizes: list[int] = []
 
     def examples_within(*arguments: Any) -> int:
-        streams.append(arguments[-1])
+        sizes.append(arguments[-1])
         return min(chunk_size, arguments[-1])
 
     monkeypatch.setattr(_transform, "_examples_within", examples_within)
     monkeypatch.setattr(jaxsgd, "per_example_gradients", lambda f: kernels.per_example_gradients(f, memory_limit=1))
     found = statistics(loss_fn, params, batch)
-    assert streams == [5, 3]  # the batch, and the other batch of the Gram matrix
+    assert sizes == [5, 3]  # the batch, and the other batch of the Gram matrix
     check_against_loop(found, name)
 
 
@@ -62,7 +62,7 @@ def test_the_limit_decides() -> None:
 
 
 def test_less_memory_is_used() -> None:
-    """Catches factors that are kept beside the stream, as the compiled program's own account has it."""
+    """Catches factors that are kept while gradients are recomputed, as the compiled program's own account has it."""
 
     def loss_fn(params: jax.Array, example: jax.Array) -> jax.Array:
         return jnp.sum(jnp.tanh(params * example)) + jnp.sum(params**2)

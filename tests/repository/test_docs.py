@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import inspect
 import io
 import os
 import re
@@ -27,7 +28,7 @@ def module_name(path: Path) -> str:
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 PUBLIC = [name for name in FILES if not re.search(r"\._", name)]
 MAX = 30  # lines of the docstring of a function or a class: derivations stand at the head of the module
-EXAMPLES = 289  # lines of doctests in the package: a file that is no longer found would take its own along
+EXAMPLES = 300  # lines of doctests in the package: a file that is no longer found would take its own along
 
 
 def examples(name: str) -> Iterator[doctest.DocTest]:
@@ -98,17 +99,48 @@ def test_every_name_offered_exists() -> None:
             assert hasattr(module, name), f"{module.__name__} offers {name}, which does not exist"
 
 
-def undocumented(body: list[ast.stmt], prefix: str) -> list[str]:
-    """Public functions, classes and methods without a docstring."""
+def undocumented(body: list[ast.stmt], home: object, prefix: str) -> list[str]:
+    """Public functions, classes and methods of a module or a class that have no docstring, and inherit none."""
     missing = []
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             name = f"{prefix}.{node.name}"
-            if not ast.get_docstring(node):
+            if not ast.get_docstring(node) and not is_documented_above(home, node.name):
                 missing.append(name)
             if isinstance(node, ast.ClassDef):
-                missing += undocumented(node.body, name)
+                missing += undocumented(node.body, getattr(home, node.name), name)
     return missing
+
+
+def is_documented_above(home: object, name: str) -> bool:
+    """Whether a method overrides a documented one of the package, whose docstring ``help()`` shows in its place."""
+    above = home.__mro__[1:] if isinstance(home, type) else ()
+    ours = [vars(base)[name] for base in above if base.__module__.startswith("jaxsgd") and name in vars(base)]
+    return any(method.__doc__ for method in ours) and bool(inspect.getdoc(getattr(home, name)))
+
+
+class Base:
+    def documented(self) -> None:
+        """Says what it does."""
+
+    def silent(self) -> None: ...
+
+
+class Kind(Base):
+    def documented(self) -> None: ...
+
+    def silent(self) -> None: ...
+
+    def new(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("place", "missing"), [("jaxsgd.kernels", ["silent", "new"]), ("abc", ["documented", "silent", "new"])]
+)
+def test_an_override_inherits_its_docstring(place: str, missing: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a check that lets every method of a subclass pass, and what other packages' base classes say."""
+    monkeypatch.setattr(Base, "__module__", place)
+    assert [name for name in ("documented", "silent", "new") if not is_documented_above(Kind, name)] == missing
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -49,5 +49,5 @@ def trained(design: Any = None, optimizer: Any = None, **options: Any) -> Any:
     return training.run_sgd(loss_fn, params, data, optimizer, design, **arguments)
 
 
-def streamed() -> Any:
+def recomputed() -> Any:
     return jaxsgd.per_example_gradients(linear_loss, memory_limit=100)(jnp.ones(3), jnp.ones((20, 3)))

@@ -11,7 +11,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd import designs, estimators, model_agnostic, moments, problems
-from tests.support.error_helpers import KEY, LARGE, ONE, PAIR, TWO_BY_TWO, Case, G, gradients, streamed
+from tests.support.error_helpers import KEY, LARGE, ONE, PAIR, TWO_BY_TWO, Case, G, gradients, recomputed
 from tests.support.registry import gradients_given, linear_loss, measured
 
 NOT_FINITE = measured(gradients_given([1.0, np.nan]))
@@ -68,7 +68,7 @@ CASES: list[Case] = [
     (
         ValueError,
         "other must be gradients that are kept, as these must be: without a memory_limit",
-        lambda *_: streamed().minus(streamed()),
+        lambda *_: recomputed().minus(recomputed()),
     ),
     # Gradients, data and starts that are not finite.
     *(

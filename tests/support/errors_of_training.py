@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsgd import designs, monitors, problems, sweeps, tracking, training
 from jaxsgd._core import devices
-from tests.support.error_helpers import KEY, ONE, Case, G, gradients, streamed, trained
+from tests.support.error_helpers import KEY, ONE, Case, G, gradients, recomputed, trained
 from tests.support.registry import linear_loss
 
 LINE = problems.line_fit()
@@ -118,7 +118,7 @@ CASES: list[Case] = [
         ValueError,
         "where must be None where gradients are computed anew, with a memory_limit",
         lambda *_: monitored(
-            monitors.noise_scale(where=lambda path: True), streamed(), per_example_gradients=streamed()
+            monitors.noise_scale(where=lambda path: True), recomputed(), per_example_gradients=recomputed()
         ),
     ),
     (

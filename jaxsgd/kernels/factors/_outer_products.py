@@ -2,6 +2,45 @@
 
 Nothing of n times the parameter's size is formed unless that is the cheapest exact form of a statistic, and then a few
 examples at a time.
+
+Which form is cheapest
+----------------------
+In each block a gradient is G = AᵀB, with A of shape (t, i) and B of shape (t, o). Multiplications for one example:
+
+    form G and square its entries   t·i·o + i·o
+    Σ_pq (AAᵀ)_pq (BBᵀ)_pq = ‖G‖²   t²·i + t²·o + t²
+
+*Squared norms* are taken from the pairs of positions where t·(i + o) ≤ i·o, which compares t²·(i + o) with t·i·o. The
+condition implies t < i and t < o, hence t² < i·o: the terms that it leaves out are for the pairs too. For a square
+layer it says t ≤ i/2. That one multiplication costs as much as another, in large products and in small ones, is the
+heuristic. So is the case of t ≤ 2, where pairs are always taken: for t = 1 they are i + o + 1 multiplications against
+2·i·o, but for t = 2 the count would prefer G in small blocks, such as 3 × 3. Pairs of so few positions are sums over
+the rows of all examples at once, and G is a loop over examples, with a product of tiny matrices in every turn.
+
+*Centered gradients* as factors have 2t positions (:meth:`OuterProducts._centered`), so that the pairs take 4t²·(i + o).
+Compared with t·i·o, that is the condition 4t·(i + o) ≤ i·o. For the sums, ``total_deviation`` and
+``weighted_deviation``, nothing else is needed for each example. ``squared_deviations`` also takes the inner products
+with a mean, another 2t·i·o, and the count alone would then always prefer G − Ḡ. The same condition is used, as a
+heuristic: at most three times the count, but in one product for all examples where the other way writes and reads a
+matrix for each. One position becomes two, and pairs of two positions are always taken, as above.
+
+*Gram matrices* of n and m examples with t and s positions: the pairs take n·m·t·s·(i + o) multiplications, forming both
+sides (n·t + m·s)·i·o, and their product n·m·i·o. These are compared as they are, and the memory of (n + m)·i·o numbers
+is not counted. For t = s = 1 the pairs are two matrix products, of n·m·(i + o) multiplications, and are always taken.
+
+How many digits may cancel
+--------------------------
+Squares about a mean are cheapest as Σg² − nḡ², a difference of two sums. With κ = Σg² / (Σg² − nḡ²), the relative error
+of the difference is up to 2κ times that of the sums: log₂ κ bits of the 24 of float32 are lost. As the difference is at
+hand, so is κ, and one that is larger than a threshold in any entry is not used (:func:`_difference`).
+
+    _CHEAP_CANCELLATION = 8    3 bits, 21 are left: beyond, the same from h = g − ĀᵀB̄, whose mean is small
+    _MAX_CANCELLATION = 64     6 bits, 18 are left: beyond, with h too, centered gradients formed one by one
+
+The first is stricter because what follows it is cheap: two more matrix products. After the second come n outer products
+that are not a matrix product any more, and 18 bits, a relative error of 4·10⁻⁶, are more than a sample of gradients
+determines. That much is an argument for the order of the two; their values are choices. In float64 they are the same,
+where 47 bits are left and fewer would do.
 """
 
 import math
@@ -318,8 +357,8 @@ class OuterProducts(Factor):
         return in_blocks(summed, self._arrays())
 
 
-_MAX_CANCELLATION = 64.0  # Σh² over Σ(h − h̄)²: in float32, this loses 6 bits of 24
-_CHEAP_CANCELLATION = 8.0  # 3 bits, where more digits cost two more products
+_MAX_CANCELLATION = 64.0  # Σh² over Σ(h − h̄)²; see the head of this module
+_CHEAP_CANCELLATION = 8.0
 
 
 def _difference(larger: Array, smaller: Array, most: float, otherwise: Callable[[], Array]) -> Array:

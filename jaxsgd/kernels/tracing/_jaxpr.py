@@ -5,6 +5,19 @@ the first equation to the last. :func:`trace` inlines the calls, so that the equ
 in sight, and :func:`evaluate` runs only what the requested values need. A value inside the body of a ``scan`` can be
 requested too, stacked over its iterations: see :meth:`Scan.stack`.
 
+The obvious way would be to run the jaxpr from its first equation and to note what passes by. What is wanted here are
+operands of a few equations, and not the results that the function was traced for:
+
+- The product that a gradient comes from may stand inside several calls. In the *flat* graph it is the ``operation`` of
+  the gradient, or of one that this leads to, however the loss was wrapped.
+- Its result, for all examples together, would be the n·P numbers to be avoided. Evaluated *on demand*, from what is
+  requested backwards, it is not computed at all, and this is not left to a compiler to find out.
+- In a loop the operands exist in every iteration, and what comes out is their sum. A scan is therefore written anew,
+  with the operands among what it stacks, and without the carry for the sum.
+
+The price is that calls lose what they were there for: a function under ``jax.checkpoint`` is not computed twice, and
+its intermediate values may be kept.
+
 This is the only module that touches the internals of JAX; what differs between its versions is at the bottom.
 """
 
@@ -140,15 +153,15 @@ class Scan(Operation):
     def dependencies(self, requested: set[Value]) -> Iterable[Value]:
         """The consts, initial carries and scanned arrays that the requested outputs need."""
         kept, _, leaves = self._plan(requested)
-        outer = dict(zip(self.body.inputs, self.inputs, strict=True))
-        return [*(outer[leaf] for leaf in leaves), *(self.initial[c] for c in kept)]
+        outside = dict(zip(self.body.inputs, self.inputs, strict=True))
+        return [*(outside[leaf] for leaf in leaves), *(self.initial[c] for c in kept)]
 
     def run(self, values: dict[Value, Any], requested: set[Value]) -> None:
         """Run the loop for the requested outputs only."""
         kept, stacked, leaves = self._plan(requested)
         needed = set(leaves)
-        outer = dict(zip(self.body.inputs, self.inputs, strict=True))
-        consts = {value: read(values, outer[value]) for value in self.body_consts if value in needed}
+        outside = dict(zip(self.body.inputs, self.inputs, strict=True))
+        consts = {value: read(values, outside[value]) for value in self.body_consts if value in needed}
         scanned = [value for value in self.body_xs if value in needed]
 
         def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -161,7 +174,7 @@ class Scan(Operation):
         final, ys = jax.lax.scan(
             step,
             [read(values, self.initial[c]) for c in kept],
-            [read(values, outer[value]) for value in scanned],
+            [read(values, outside[value]) for value in scanned],
             length=self.length,
             reverse=self.params["reverse"],
             unroll=self.params["unroll"],

@@ -3,6 +3,11 @@
 :func:`find` walks back from the gradient of a parameter to the operation that produced it and keeps that operation's
 operands instead of its result: for the weights of a dense layer, the layer's input and the gradient of its output. Each
 rule is named after the primitive it understands. Where none applies the gradient itself is kept: slower, never wrong.
+
+The obvious way is a rule for every kind of layer. Here no layer is known, only equations of the gradient, so that a few
+rules serve a layer however it is written. *Producing* rules, of a product, a convolution, an addition of rows, make a
+factor of the operands, and the walk ends. Rules *passing on*, of a transposition, a scale, a sum of two uses, go to the
+operand and change what comes of it. A scan does either. All this happens to recipes, before an array is computed.
 """
 
 import functools
@@ -64,14 +69,10 @@ def _zero(value: Value) -> Recipe:
     return Recipe(
         OuterProducts,
         (),
-        lambda: _outer(jnp.zeros((1, 0, 1), dtype), jnp.zeros((1, 0, math.prod(shape)), dtype), layout),
+        lambda: OuterProducts(jnp.zeros((1, 0, 1), dtype), jnp.zeros((1, 0, math.prod(shape)), dtype), layout),
         layout,
         rule="unused",
     )
-
-
-def _outer(left: Any, right: Any, layout: Layout) -> OuterProducts:
-    return OuterProducts(left, right, layout)
 
 
 # Rules that pass a factor on.
@@ -81,7 +82,7 @@ def _rearranged(name: str, argument: Callable[[Value, Operation], Any]) -> Calla
     """The rule of a primitive that only moves entries: one more step of the layout."""
 
     def rule(value: Value, operation: Operation) -> Recipe:
-        recipe = _outer_of(operation.inputs[0])
+        recipe = _outer_products_of(operation.inputs[0])
         layout = recipe.layout.then(name, argument(value, operation))
         return recipe.map(lambda factor: replace(factor, layout=layout), layout=layout, direct=recipe.direct)
 
@@ -90,7 +91,7 @@ def _rearranged(name: str, argument: Callable[[Value, Operation], Any]) -> Calla
 
 def _transpose(value: Value, operation: Operation) -> Recipe:
     """A transposition that exchanges the two sides of the outer products exchanges the factors instead."""
-    recipe = _outer_of(operation.inputs[0])
+    recipe = _outer_products_of(operation.inputs[0])
     permutation = operation.params["permutation"]
     b, i, o = recipe.sides
     exchange = (*range(b), *range(b + i, b + i + o), *range(b, b + i))
@@ -169,7 +170,7 @@ def _added(first: Recipe, second: Recipe) -> Recipe:
     if first.kind is Rows and second.kind is Rows:
         join = _joined(first, second, _joined_rows)
     else:
-        first, second = _as_outer(first), _as_outer(second)
+        first, second = _as_outer_products(first), _as_outer_products(second)
         if first.layout != second.layout or first.sides != second.sides:
             raise NoRule("a sum of uses that are laid out differently")
         join = _joined(first, second, _joined_positions)
@@ -196,7 +197,7 @@ def _concatenated(first: Any, second: Any, axis: int) -> Any:
     return jnp.concatenate([first, second], axis=axis)
 
 
-def _as_outer(recipe: Recipe) -> Recipe:
+def _as_outer_products(recipe: Recipe) -> Recipe:
     """Rows of a table as outer products with unit vectors, to be joined with others."""
     if recipe.kind is OuterProducts:
         return recipe
@@ -204,14 +205,14 @@ def _as_outer(recipe: Recipe) -> Recipe:
         raise NoRule("a sum with a dense part")
     num_rows = recipe.layout.base[0]
 
-    def outer(factor: Rows) -> OuterProducts:
+    def products(factor: Rows) -> OuterProducts:
         units = jax.nn.one_hot(factor.indices, num_rows, dtype=factor.rows.dtype)
         return OuterProducts(units[None], factor.rows[None], recipe.layout)
 
-    return recipe.map(outer, kind=OuterProducts, sides=(0, 1, 1))
+    return recipe.map(products, kind=OuterProducts, sides=(0, 1, 1))
 
 
-def _outer_of(value: Value) -> Recipe:
+def _outer_products_of(value: Value) -> Recipe:
     recipe = _find(value)
     if recipe.kind is not OuterProducts:
         raise NoRule("rearranged rows of a table")
@@ -251,7 +252,7 @@ def _dot_general(value: Value, operation: Operation) -> Recipe:
 
 def _reduce_sum(value: Value, operation: Operation) -> Recipe:
     """A sum over blocks turns them into positions."""
-    recipe = _outer_of(operation.inputs[0])
+    recipe = _outer_products_of(operation.inputs[0])
     axes, (blocks, i, o) = operation.params["axes"], recipe.sides
     if recipe.layout.steps or any(axis >= blocks for axis in axes):
         raise NoRule("a sum over positions")

@@ -94,4 +94,8 @@ def _plan(loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree) -> 
 
 
 _SMALLER = "smaller than its factors"
+
+# Heuristics, on which no statistic depends but by rounding. One gradient must be worth a turn of a loop: 2**14 numbers
+# are 64 KiB in float32, more than what is nearest to a core holds. And all must be more than a cache keeps until they
+# are reduced: 2**20 numbers are 4 MiB. Caches differ, and these two numbers do not ask for the machine's own.
 _LARGE, _LARGER = 2**14, 2**20  # numbers
