@@ -197,9 +197,8 @@ def test_examples_of_any_kind_are_taken() -> None:
     """Random keys and integers among the data; NumPy's arrays stay NumPy's, on the host."""
     problem = PROBLEMS["odd_leaves"]()
     taken = problem.take([5, 2])
-    assert (
-        jax.random.key_data(taken.data["key"]) == jax.random.key_data(problem.data["key"])[jnp.asarray([5, 2])]
-    ).all()
+    keys, every = (jax.random.key_data(of.data["key"]) for of in (taken, problem))
+    assert np.array_equal(keys, np.asarray(every)[[5, 2]])
     assert taken.data["label"].tolist() == [2, 3]
     assert isinstance(problems.Problem(min, 1.0, np.arange(4)).take([1]).data, np.ndarray)
 
