@@ -1,6 +1,7 @@
 """The problems are what they claim to be: exact numbers for the small ones, stored references for the real data."""
 
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd import problems
-from tests.support.registry import measured
+from tests.support.registry import PROBLEMS, measured, skewed
 from tests.support.twins import assert_close, average, flat, line_gradients, squared_norm
 
 F = Fraction
@@ -160,3 +161,78 @@ def test_arrays_take_the_default_dtype() -> None:
             network = problems.mlp(np.ones((3, 2)), np.array([0, 1, 1]), key=KEY)
             assert {str(leaf.dtype) for leaf in jax.tree.leaves(network.params)} == {dtype}
             assert {str(leaf.dtype) for leaf in jax.tree.leaves(network.data)} == {dtype, dtype.replace("float", "int")}
+
+
+ROWS: dict[str, Any] = {
+    "list": [3, 0, 3],
+    "range": range(1, 3),
+    "numpy": np.array([2, 1], np.uint8),
+    "jax": jnp.asarray([0, 0]),
+    "mask": np.array([True, False, False, True, False, False, False]),
+    "mask_of_jax": jnp.arange(7) % 2 == 1,
+    "slice": slice(None, None, 2),
+    "slice_from_the_end": slice(-2, None),
+    "longer_slice": slice(1, 1000),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_some_of_the_examples(rows: Any) -> None:
+    """Catches a mask that is taken for the numbers 0 and 1, and a part that is lost on the way."""
+    problem = PROBLEMS["tanh_network"]()._replace(batch_loss_fn=max)
+    taken = problem.take(rows)
+    assert (taken.loss_fn, taken.params, taken.batch_loss_fn) == (problem.loss_fn, problem.params, max)
+    for name, leaf in problem.data.items():
+        every = np.asarray(leaf).tolist()
+        expected = every[rows] if isinstance(rows, slice) else None
+        if expected is None and np.asarray(rows).dtype == bool:
+            expected = [row for row, chosen in zip(every, rows, strict=True) if chosen]
+        elif expected is None:
+            expected = [every[row] for row in rows]
+        assert np.asarray(taken.data[name]).tolist() == expected
+        assert taken.data[name].dtype == leaf.dtype
+
+
+def test_examples_of_any_kind_are_taken() -> None:
+    """Random keys and integers among the data; NumPy's arrays stay NumPy's, on the host."""
+    problem = PROBLEMS["odd_leaves"]()
+    taken = problem.take([5, 2])
+    keys, every = (jax.random.key_data(of.data["key"]) for of in (taken, problem))
+    assert np.array_equal(keys, np.asarray(every)[[5, 2]])
+    assert taken.data["label"].tolist() == [2, 3]
+    assert isinstance(problems.Problem(min, 1.0, np.arange(4)).take([1]).data, np.ndarray)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_mean_loss_is_the_mean_of_the_losses(name: str) -> None:
+    loss_fn, params, data = PROBLEMS[name]()
+    losses = np.asarray(measured(PROBLEMS[name]()).losses(), np.float64)
+    assert_close(problems.mean_loss(loss_fn, params, data), losses.mean(), atol=1e-13 * np.abs(losses).max() + 1e-300)
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 9000])
+def test_the_mean_loss_of_any_number_of_examples(size: int) -> None:
+    """About blocks of 4096. Catches a rest that is left out, and means of unequal blocks that count alike."""
+    x = skewed(size)
+    loss_fn = lambda params, example: params * example  # noqa: E731
+    mean = problems.mean_loss(loss_fn, jnp.asarray(2.0), jnp.asarray(x))
+    assert_close(mean, 2 * x.mean(), atol=1e-12)
+    slope = jax.jit(jax.grad(partial(problems.mean_loss, loss_fn)))(jnp.asarray(2.0), jnp.asarray(x))
+    assert_close(slope, x.mean(), atol=1e-12)
+    assert size <= 4096 or abs(mean - 2 * np.mean([x[:4096].mean(), x[4096:].mean()])) > 1e-6, "the control"
+
+
+def test_the_mean_loss_keeps_no_more_than_a_block() -> None:
+    """Catches a pass over all examples at once, whose memory grows with their number."""
+
+    def loss_fn(params: jax.Array, example: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(params * example))
+
+    def bytes_of(function: Any, size: int) -> int:
+        shapes = jax.ShapeDtypeStruct((64,), float), jax.ShapeDtypeStruct((size,), float)
+        return jax.jit(function).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    at_once = lambda params, data: jnp.sort(jax.vmap(loss_fn, in_axes=(None, 0))(params, data)).mean()  # noqa: E731
+    in_blocks = partial(problems.mean_loss, loss_fn)
+    assert bytes_of(in_blocks, 64 * 4096) - bytes_of(in_blocks, 16 * 4096) <= 8 * 48 * 4096
+    assert bytes_of(at_once, 64 * 4096) > bytes_of(at_once, 16 * 4096)

@@ -59,7 +59,8 @@ def test_batches_have_the_weights_of_the_design(name) -> None:
         found.append(np.zeros(N))
         np.add.at(found[-1], np.asarray(draw.take(jnp.arange(N)))[drawn], np.asarray(draw.weights)[drawn])
         np.testing.assert_allclose(found[-1], weights_of(design, step), rtol=1e-12)
-    assert any(not np.allclose(weights, found[0]) for weights in found), "the control: another step, another batch"
+    if design.support_size(N) > 1:
+        assert any(not np.allclose(weights, found[0]) for weights in found), "the control: another step, another batch"
 
 
 def own_loop(problem, batches, optimizer, num_steps, key):

@@ -90,9 +90,7 @@ def test_an_interruption_loses_nothing_that_was_kept(step, tmp_path) -> None:
 def test_a_checkpoint_that_forgets_is_found_out(tmp_path, monkeypatch) -> None:
     """The control of the last."""
     save = Checkpoint.save
-    monkeypatch.setattr(
-        Checkpoint, "save", lambda self, step, carry, records, kept: save(self, step, carry, records, [])
-    )
+    monkeypatch.setattr(Checkpoint, "save", lambda *arguments: save(*arguments[:-1], []))
     interrupted_at(8, tmp_path / "run.npz", OPTIONS)
     found = run(**OPTIONS, checkpoint=tmp_path / "run.npz")
     with pytest.raises(AssertionError):
@@ -141,7 +139,7 @@ mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 x = np.sin(np.arange(48.0 * 6)).reshape(48, 6)
 loss_fn, params, data = problems.mlp(x, x[:, :2] ** 2, key=jax.random.key(0), hidden=4)
 place = lambda tree, *spec: jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, P(*spec))), tree)
-split = {name: {"w": place(layer["w"], None, "model"), "b": place(layer["b"], "model")} for name, layer in params.items()}
+split = {name: {"w": place(of["w"], None, "model"), "b": place(of["b"], "model")} for name, of in params.items()}
 run = lambda params, data, n, **options: training.run_sgd(
     loss_fn, params, data, optax.sgd(0.1), designs.Reshuffling(16), n, jax.random.key(1), gradient="plain", **options
 )
