@@ -27,9 +27,8 @@ def per_example_gradients(
             What a forward and backward pass over so many examples takes comes on top. No limit by default.
 
     Returns:
-        A function of ``params`` (pytree of floating-point arrays) and ``batch`` (pytree of arrays with n
-        examples along the first axis of each), which returns :class:`PerExampleGradients` and works under
-        ``jax.jit`` and ``jax.vmap``.
+        A function of ``params`` (pytree of floating-point arrays) and ``batch`` (pytree of arrays with n examples along
+        the first axis of each) with :class:`PerExampleGradients` as value; ``jax.jit`` and ``jax.vmap`` take it.
 
     Raises:
         TypeError: if leaves of ``params`` are not floating-point arrays, or those of ``batch`` not arrays of numbers.
