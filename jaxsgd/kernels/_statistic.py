@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
@@ -25,18 +25,18 @@ def statistic(check: Callable[..., None] | None = None) -> Callable[[Callable[P,
 
     def compiled(method: Callable[P, R]) -> Callable[P, R]:
         program, signature = jax.jit(method), inspect.signature(method)
+        names = list(signature.parameters)
 
         @functools.wraps(method)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = signature.bind(
-                *args, **kwargs
-            )  # by place, so that an argument passed by name compiles nothing anew
-            bound.apply_defaults()
+            places: tuple[Any, ...] = args
+            if kwargs or len(args) != len(names):  # by place, so that an argument passed by name compiles nothing anew
+                bound = signature.bind(*args, **kwargs)
+                bound.apply_defaults()
+                places = bound.args
             if check is not None:
-                gradients, *_ = bound.args
-                check(gradients, **{name: bound.arguments[name] for name in list(signature.parameters)[1:]})
-            result: R = program(*bound.args)
-            return result
+                check(places[0], **dict(zip(names[1:], places[1:], strict=True)))
+            return program(*places)
 
         return call
 
