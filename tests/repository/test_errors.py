@@ -1,11 +1,12 @@
 """Every `raise` of the package is reached, and says which argument, which value and which rule.
 
-The cases are in ``errors_of_…``, one module for each subject. The last test reads the package, and fails if no case
-reaches some `raise`.
+The cases stand beside the other tests of a room: in its ``errors.py``, or ``errors_of_….py`` where the room is one
+module. One test reads the package, and fails if no case reaches some `raise`.
 """
 
 import ast
 import builtins
+import importlib
 import re
 from pathlib import Path
 
@@ -14,11 +15,19 @@ import jax.numpy as jnp
 import pytest
 
 import jaxsgd
-from tests.support.error_cases import CASES, Case
+from tests.support.error_helpers import Case
 from tests.support.registry import linear_loss
 
 PACKAGE = Path(jaxsgd.__file__).parent
-RAISES = 173  # statements that raise: a file that is no longer found would take its own along
+TESTS = Path(__file__).parents[1]
+FILES = sorted([*TESTS.rglob("errors.py"), *TESTS.rglob("errors_of_*.py")])
+CASES: list[Case] = [
+    case
+    for path in FILES
+    for case in importlib.import_module(".".join(path.relative_to(TESTS.parent).with_suffix("").parts)).CASES
+]
+NUM_CASES = 349  # a file that is no longer found would take its own along
+RAISES = 173  # statements that raise, for the same reason
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 
@@ -68,11 +77,15 @@ def reached(case: Case, folder: Path, places: dict[tuple[str, int], str]) -> set
     return found
 
 
+def test_every_case_is_collected() -> None:
+    assert len(CASES) == NUM_CASES
+
+
 def test_every_raise_statement_is_reached(tmp_path: Path) -> None:
     places = raise_statements()
     assert len(set(places.values())) == RAISES
     missed = set(places.values()).difference(*(reached(case, tmp_path, places) for case in CASES))
-    assert not missed, f"no case of errors_of_… reaches the raise at {', '.join(sorted(missed))}"
+    assert not missed, f"no case reaches the raise at {', '.join(sorted(missed))}"
 
 
 def test_shapes_are_checked_under_jit() -> None:

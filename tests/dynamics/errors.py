@@ -1,4 +1,4 @@
-"""Error cases of laws of steps, and fits to them: the exception, its message, and the call that gives it."""
+"""Every way to be refused by ``dynamics``: the exception, its message, and the call that gives it."""
 
 from fractions import Fraction
 from typing import Any
@@ -6,20 +6,14 @@ from typing import Any
 import numpy as np
 
 from jaxsgd import designs, dynamics
-from jaxsgd.batch_size import _tradeoff
 from tests.support.error_helpers import KEY, Case
+
+LOSSES = dynamics.Quadratics.from_minima([1, 2, 3], [3, 0, -1])
+FLAT = dynamics.Quadratics([[[1, 0], [0, 0]]] * 2, [[1, 0], [0, 0]])
 
 
 def noisy_quadratic(curvatures: Any = (1.0, 0.5), noise: Any = (1.0, 1.0), start: Any = (1.0, 1.0)) -> Any:
     return dynamics.NoisyQuadratic(curvatures, noise, start)
-
-
-def tradeoff(batch_sizes: Any = (1, 2, 4), steps: Any = (8.0, 5.0, 3.5), **options: Any) -> Any:
-    return _tradeoff.fit_tradeoff(batch_sizes, steps, **options)
-
-
-LOSSES = dynamics.Quadratics.from_minima([1, 2, 3], [3, 0, -1])
-FLAT = dynamics.Quadratics([[[1, 0], [0, 0]]] * 2, [[1, 0], [0, 0]])
 
 
 def simulated(**changed: Any) -> Any:
@@ -97,6 +91,11 @@ CASES: list[Case] = [
     ),
     (
         ValueError,
+        "max_batches must be at least 12 to enumerate Reshuffling(batch_size=1), got 11",
+        lambda *_: dynamics.reshuffled_law(LOSSES, designs.Reshuffling(1), 0.1, max_batches=11),
+    ),
+    (
+        ValueError,
         "order must hold examples from 0 to 2, got 3",
         lambda *_: dynamics.fixed_order_law(LOSSES, [0, 3], 0.1),
     ),
@@ -104,11 +103,6 @@ CASES: list[Case] = [
         ValueError,
         "order must hold examples from 0 to 2, got none",
         lambda *_: dynamics.fixed_order_law(LOSSES, [], 0.1),
-    ),
-    (
-        ValueError,
-        "max_batches must be at least 12 to enumerate Reshuffling(batch_size=1), got 11",
-        lambda *_: dynamics.reshuffled_law(LOSSES, designs.Reshuffling(1), 0.1, max_batches=11),
     ),
     (ValueError, "learning_rate must be positive, got 0.0", lambda *_: simulated(learning_rate=0.0)),
     (ValueError, "num_steps must be at least 0, got -1", lambda *_: simulated(num_steps=-1)),
@@ -119,7 +113,6 @@ CASES: list[Case] = [
         "key must be a key such as jax.random.key(0), got 0 of type int",
         lambda *_: simulated(key=0),
     ),
-    # The noisy quadratic.
     (ValueError, "curvatures must be a non-empty vector, got shape (0,)", lambda *_: noisy_quadratic((), (), ())),
     (ValueError, "noise must have shape (2,), got (1,)", lambda *_: noisy_quadratic(noise=(1.0,))),
     (ValueError, "noise must be positive, got 0.0", lambda *_: noisy_quadratic(noise=(1.0, 0.0))),
@@ -132,44 +125,4 @@ CASES: list[Case] = [
     ),
     (ValueError, "batch_size must be positive, got 0", lambda *_: noisy_quadratic().steps_to(0.1, 0, 1.0)),
     (ValueError, "target must be positive, got -1", lambda *_: noisy_quadratic().fewest_steps(-1, 2)),
-    # Steps against examples.
-    (ValueError, "steps must be a non-empty vector, got shape (0,)", lambda *_: tradeoff((), ())),
-    (ValueError, "steps must be finite, got nan", lambda *_: tradeoff(steps=(8.0, np.nan, 3.5))),
-    (ValueError, "batch_sizes must have shape (3,), got (2,)", lambda *_: tradeoff((1, 2))),
-    (ValueError, "batch_sizes must be positive, got 0.0", lambda *_: tradeoff((0, 1, 2))),
-    (ValueError, "steps must be positive, got -1.0", lambda *_: tradeoff(steps=(8.0, 5.0, -1.0))),
-    (
-        ValueError,
-        "batch_sizes must hold at least two different numbers, got [2.0, 2.0, 2.0]",
-        lambda *_: tradeoff((2, 2, 2)),
-    ),
-    (ValueError, "relative_errors must have shape (3,), got (1,)", lambda *_: tradeoff(relative_errors=[0.1])),
-    (ValueError, "relative_errors must be positive, got 0.0", lambda *_: tradeoff(relative_errors=[0.1, 0.0, 0.1])),
-    (ValueError, "confidence_level must be between 0 and 1, got 1.0", lambda *_: tradeoff(confidence_level=1.0)),
-    (
-        ValueError,
-        "the number of batch_sizes without relative_errors must be at least 3, got 2",
-        lambda *_: tradeoff((1, 2), (8.0, 5.0)),
-    ),
-    (
-        ValueError,
-        "steps must be near a + b/B for batch sizes B, and positive, got [100.0, 1.0, 1.0]",
-        lambda *_: tradeoff(steps=(100.0, 1.0, 1.0), relative_errors=(1e-3, 1e-3, 1e3)),
-    ),
-    (ValueError, "target must be positive, got 0", lambda *_: _tradeoff.steps_to_target([0, 1], [2.0, 1.0], 0)),
-    (
-        ValueError,
-        "steps must have shape (2,), got (3,)",
-        lambda *_: _tradeoff.steps_to_target([0, 1, 2], [2.0, 1.0], 1.5),
-    ),
-    (
-        ValueError,
-        "steps must increase, got [0.0, 0.0]",
-        lambda *_: _tradeoff.steps_to_target([0, 0], [2.0, 1.0], 1.5),
-    ),
-    (
-        ValueError,
-        "losses must be positive, got -1.0",
-        lambda *_: _tradeoff.steps_to_target([0, 1], [2.0, -1.0], 1.5),
-    ),
 ]

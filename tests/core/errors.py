@@ -1,0 +1,66 @@
+"""Every way to be refused by ``_core``: the exception, its message, and the call that gives it."""
+
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxsgd._core import files
+from tests.support.error_helpers import Case, written
+
+
+def stored(folder: Path, write: Callable[[Path], Any]) -> Any:
+    write(folder / "a.npz")
+    return files.read_arrays(folder / "a.npz")
+
+
+def write_pickle(path: Path) -> None:
+    np.savez(path, a=np.array([{}], dtype=object))
+
+
+def write_one_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.ones(2))
+
+
+def damaged(folder: Path) -> Any:
+    (folder / "a.npz").write_bytes(files.pack_record({"a": np.ones(3)}, {})[:-1])
+    return files.read_record(folder / "a.npz")
+
+
+def of_another_run(folder: Path) -> Any:
+    (folder / "a.npz").write_bytes(files.pack_record({"a": np.ones(3)}, {"num_steps": 3}))
+    return files.read_record(folder / "a.npz", {"num_steps": 4})
+
+
+def one_hidden(folder: Path, _: Any) -> Any:
+    """The directory at the end says that the comment of its first entry, which has none, is as long as the second."""
+    content = bytearray(files.pack_arrays({"a": np.ones(1), "b": np.ones(1)}))
+    first, second = (at.start() for at in re.finditer(b"PK\1\2", content))
+    content[first + 32] = content.find(b"PK\5\6") - second
+    return files.read_arrays(written(folder / "a.npz", bytes(content)))
+
+
+def no_array_inside(folder: Path) -> Any:
+    with zipfile.ZipFile(folder / "a.npz", "w") as archive:
+        archive.writestr("notes.txt", "not an array")
+    return files.read_arrays(folder / "a.npz")
+
+
+CASES: list[Case] = [
+    (ValueError, "a.npz is damaged: its … bytes do not have the checksum", lambda folder, _: damaged(folder)),
+    (
+        ValueError,
+        "a.npz is of another run: num_steps is 3 there, and 4 here",
+        lambda folder, _: of_another_run(folder),
+    ),
+    (FileNotFoundError, "there is no file", lambda folder, _: files.read_record(folder / "none.npz")),
+    (ValueError, "its member notes.txt is not an array", lambda folder, _: no_array_inside(folder)),
+    (ValueError, "a.npz is not a readable .npz file: it has 1 members, and says that it has 2", one_hidden),
+    (FileNotFoundError, "there is no file … nowhere.npz", lambda folder, _: files.read_arrays(folder / "nowhere.npz")),
+    (ValueError, "a.npz is not a readable .npz file: Object arrays", lambda folder, _: stored(folder, write_pickle)),
+    (ValueError, "a.npz is not a readable .npz file: it holds one array", lambda f, _: stored(f, write_one_array)),
+]

@@ -1,0 +1,186 @@
+"""Every way to be refused by ``kernels``: the exception, its message, and the call that gives it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxsgd
+from jaxsgd import designs, estimators, moments, variance_reduction
+from tests.support.error_helpers import KEY, NOT_FINITE, ONE, PAIR, TWO_BY_TWO, Case, G, bad_data, gradients, recomputed
+from tests.support.registry import gradients_given, linear_loss, measured
+
+
+def equinox_module(folder: Path, _: Any) -> Any:
+    import equinox as eqx
+
+    return gradients(lambda net, x: net(x)[0], eqx.nn.MLP(2, 1, 3, 1, key=KEY), TWO_BY_TWO)
+
+
+def on_explicit_axes() -> Any:
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    batch = jax.device_put(jnp.ones(4), NamedSharding(mesh, PartitionSpec("data")))
+    return jax.jit(lambda batch: gradients(batch=batch).squared_norms())(batch)
+
+
+CASES: list[Case] = [
+    (
+        ValueError,
+        "other must hold gradients of the same parameters and of as many examples",
+        lambda *_: G.minus(PAIR),
+    ),
+    (
+        ValueError,
+        "other must be gradients that are kept, as these must be: without a memory_limit",
+        lambda *_: recomputed().minus(recomputed()),
+    ),
+    (TypeError, "params must be a pytree of arrays, but params.activation is … eqx.partition(", equinox_module),
+    (
+        TypeError,
+        "params must be real floating-point arrays, but params['n'] has dtype int64",
+        lambda *_: gradients(params={"n": jnp.arange(2)}),
+    ),
+    (
+        ValueError,
+        "loss_fn failed on one example (example['x']: (2,)): KeyError: 'z' … loss_fn takes ONE example",
+        lambda *_: gradients(lambda p, e: p * e["z"], batch={"x": TWO_BY_TWO}),
+    ),
+    (
+        ValueError,
+        "loss_fn failed on one example (example: (2,)): TypeError: mul got incompatible shapes",
+        lambda *_: gradients(params=jnp.ones(3), batch=TWO_BY_TWO),
+    ),
+    (
+        TypeError,
+        "loss_fn must return one scalar, got PyTreeDef(None) for one example",
+        lambda *_: gradients(lambda p, x: None),
+    ),
+    (
+        ValueError,
+        "memory_limit must be at least 16 bytes, which one example needs, got 15",
+        lambda *_: jaxsgd.per_example_gradients(linear_loss, memory_limit=15)(ONE, jnp.ones(3)),
+    ),
+    (ValueError, "params must have at least one array, got {}", lambda *_: gradients(params={})),
+    (
+        TypeError,
+        "params must be a pytree of arrays, but params['f'] is <built-in function sum> of type "
+        "builtin_function_or_method; … as in `arrays, static = eqx.partition(model, eqx.is_inexact_array)`",
+        lambda *_: gradients(params={"f": sum}),
+    ),
+    (
+        TypeError,
+        "params must be real floating-point arrays, but params[0] has dtype int64",
+        lambda *_: gradients(params=[jnp.asarray(1)]),
+    ),
+    (
+        TypeError,
+        "params must be real floating-point arrays, but params has dtype complex128",
+        lambda *_: gradients(params=jnp.asarray(1j)),
+    ),
+    (ValueError, "batch must have at least one array, got {}", lambda *_: gradients(batch={})),
+    (
+        TypeError,
+        "batch must be a pytree of arrays, but batch['n'] is 3 of type int",
+        lambda *_: gradients(batch={"x": TWO_BY_TWO, "n": 3}),
+    ),
+    (TypeError, "batch must be numbers, but batch has dtype <U1", lambda *_: gradients(batch=np.array(["a"]))),
+    (
+        ValueError,
+        "batch must have equally many examples in every array, but batch['x'] has 2, batch['y'] has 3",
+        lambda *_: gradients(batch={"x": TWO_BY_TWO, "y": jnp.ones(3)}),
+    ),
+    (TypeError, "loss_fn must be a function, got 3 of type int", lambda *_: gradients(3)),
+    (
+        ValueError,
+        "loss_fn failed on one example (example: (2,)): ValueError: axis 1 is out of bounds … "
+        "loss_fn takes ONE example, without the batch axis; was it written for a batch?",
+        lambda *_: gradients(lambda p, x: jnp.sum(p * x, axis=1)[0], batch=TWO_BY_TWO),
+    ),
+    (
+        TypeError,
+        "loss_fn must return one scalar, got PyTreeDef((*, *)) for one example (example: ())",
+        lambda *_: gradients(lambda p, x: (p * x, x)),
+    ),
+    (
+        ValueError,
+        "loss_fn must return a scalar for one example (example: (2,)), got shape (2,); "
+        "it is given ONE example, without the batch axis",
+        lambda *_: gradients(lambda p, x: p * x, batch=TWO_BY_TWO),
+    ),
+    (
+        ValueError,
+        "arrays under jax.jit must lie on a mesh with automatic axes, as of jax.make_mesh(shape, names, "
+        "axis_types=(AxisType.Auto,) * 1), got (Explicit,)",
+        lambda *_: on_explicit_axes(),
+    ),
+    (
+        ValueError,
+        "the number of examples must be at least 2, got 1",
+        lambda *_: gradients(batch=(1.0,)).variance(ddof=1),
+    ),
+    (ValueError, "ddof must be at least 0, got -1", lambda *_: G.variance(ddof=-1)),
+    (
+        ValueError,
+        "memory_limit must be at least 1, got 0",
+        lambda *_: jaxsgd.per_example_gradients(linear_loss, memory_limit=0),
+    ),
+    (
+        ValueError,
+        "direction must have the structure of params, PyTreeDef({'b': *, 'm': *}), got PyTreeDef({'m': *})",
+        lambda *_: G.inner_products({"m": ONE}),
+    ),
+    (
+        ValueError,
+        "direction must have the shapes of params, but direction['m'] has shape (2,), not ()",
+        lambda *_: G.inner_products({"m": jnp.ones(2), "b": ONE}),
+    ),
+    (ValueError, "weights must have shape (4,), got (3,)", lambda *_: G.weighted_sum(jnp.ones(3))),
+    (ValueError, "other must hold gradients of the same parameters", lambda *_: G.gram(PAIR)),
+    # Through those who call it.
+    *(
+        (ValueError, "gradients must be finite, got nan for example 1 in params", call)
+        for call in (
+            lambda *_: estimators.with_replacement_variance(NOT_FINITE),
+            lambda *_: estimators.without_replacement_variance(NOT_FINITE, population_size=9),
+            lambda *_: estimators.horvitz_thompson_variance(NOT_FINITE, jnp.ones(2), TWO_BY_TWO, population_size=3),
+            lambda *_: estimators.without_replacement_central_moments(NOT_FINITE, batch_size=1),
+            lambda *_: estimators.monte_carlo(designs.WithoutReplacement(1), NOT_FINITE, key=KEY, num_draws=2),
+            lambda *_: estimators.enumerate_batches(designs.WithoutReplacement(1), NOT_FINITE),
+            lambda *_: estimators.variance_curve(NOT_FINITE),
+            lambda *_: estimators.optimal_probabilities(NOT_FINITE),
+            lambda *_: jaxsgd.noise_scale(NOT_FINITE),
+            lambda *_: moments.of(NOT_FINITE),
+        )
+    ),
+    (
+        ValueError,
+        "gradients must be finite, got inf for example 0 in params",
+        lambda *_: jaxsgd.gradient_moments(linear_loss, ONE, jnp.asarray([np.inf, 1.0])),
+    ),
+    (ValueError, "gradients must be finite, got -inf for example 5 in params['b']", lambda *_: bad_data()),
+    (ValueError, "gradients must be finite, got -inf for example 5 in params['b']", lambda *_: bad_data(chunk_size=4)),
+    (ValueError, "gradients must be finite, got -inf for example 5 in params['b']", lambda *_: bad_data(iterate=True)),
+    (
+        ValueError,
+        "squared gradient norms overflow float32: scale the loss down, or use float64 parameters",
+        lambda *_: moments.of(measured(gradients_given([1e30], jnp.float32))),
+    ),
+    (
+        ValueError,
+        "other must hold gradients of the same parameters and of as many examples",
+        lambda *_: variance_reduction.exact(designs.WithoutReplacement(1), G, G.take(slice(2))),
+    ),
+    (
+        TypeError,
+        "g must be what per_example_gradients returns, got an array of shape (2, 2)",
+        lambda *_: estimators.monte_carlo(designs.WithReplacement(1), TWO_BY_TWO, key=KEY, num_draws=2),
+    ),
+    (
+        ValueError,
+        "gradients must be finite, got nan for example 1 in params",
+        lambda *_: estimators.exact(designs.Poisson([1.0, 1.0]), measured(gradients_given([1.0, np.nan]))),
+    ),
+]

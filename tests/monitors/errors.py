@@ -1,0 +1,50 @@
+"""Every way to be refused by ``monitors``: the exception, its message, and the call that gives it."""
+
+from typing import Any
+
+from jaxsgd import monitors
+from tests.support.error_helpers import ONE, Case, G, recomputed
+
+
+def monitored(monitor: Any, g: Any = G, **extra: Any) -> Any:
+    return monitor.update(g.mean(), monitor.init(g.mean()), **extra)
+
+
+def twice(monitor: Any) -> Any:
+    return monitors.readings((monitor.init(ONE), monitor.init(ONE)))
+
+
+CASES: list[Case] = [
+    (ValueError, "every must be at least 1, got 0", lambda *_: monitors.noise_scale(every=0)),
+    (ValueError, "decay must be at least 0 and below 1, got 1.0", lambda *_: monitors.noise_scale(decay=1.0)),
+    (ValueError, "num_groups must be at least 2, got 1", lambda *_: monitors.two_batch_noise_scale(num_groups=1)),
+    (ValueError, "terms must be given to _NoiseScale", lambda *_: monitored(monitors.noise_scale())),
+    (
+        ValueError,
+        "where must accept at least one parameter, got none",
+        lambda *_: monitored(monitors.noise_scale(where=lambda path: False), per_example_gradients=G),
+    ),
+    (
+        ValueError,
+        "where must be None where gradients are computed anew, with a memory_limit",
+        lambda *_: monitored(
+            monitors.noise_scale(where=lambda path: True), recomputed(), per_example_gradients=recomputed()
+        ),
+    ),
+    (
+        ValueError,
+        "num_groups must divide a fixed batch size, got 3 for a batch size that is 4",
+        lambda *_: monitored(monitors.two_batch_noise_scale(num_groups=3), per_example_gradients=G),
+    ),
+    (
+        ValueError,
+        "group_size must be given to two_batch_noise_scale with group_gradients",
+        lambda *_: monitored(monitors.two_batch_noise_scale(), group_gradients=G.materialize()),
+    ),
+    (
+        ValueError,
+        "full_gradient must be given to full_gradient_cosine",
+        lambda *_: monitored(monitors.full_gradient_cosine()),
+    ),
+    (ValueError, "name must tell monitors apart, got 'noise_scale' twice", lambda *_: twice(monitors.noise_scale())),
+]

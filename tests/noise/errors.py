@@ -1,0 +1,59 @@
+"""Every way to be refused by ``noise``: the exception, its message, and the call that gives it."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsgd
+from jaxsgd import moments, problems
+from jaxsgd.noise_scale import noise_scale_law
+from tests.support.error_helpers import ONE, Case, G
+
+CASES: list[Case] = [
+    (
+        ValueError,
+        "big_gradient must be finite, got nan at (1,) in big_gradient['a']",
+        lambda *_: jaxsgd.two_batch_noise_scale(
+            {"a": jnp.ones(2)}, {"a": jnp.asarray([1.0, np.nan])}, small_size=1, big_size=2
+        ),
+    ),
+    (
+        ValueError,
+        "big_size must be at least 3, got 2",
+        lambda *_: jaxsgd.two_batch_noise_scale(ONE, ONE, small_size=2, big_size=2),
+    ),
+    (
+        ValueError,
+        "interval must be one of score, fieller, jackknife, got 'normal'",
+        lambda *_: jaxsgd.noise_scale(G, interval="normal"),
+    ),
+    (
+        ValueError,
+        "confidence_level must be between 0 and 1, got 95",
+        lambda *_: jaxsgd.noise_scale(G, confidence_level=95),
+    ),
+    (
+        ValueError,
+        "the number of examples must be at most 3, got 4",
+        lambda *_: jaxsgd.noise_scale(G, population_size=3),
+    ),
+    (
+        ValueError,
+        "the number of examples must be at least 2, got 1",
+        lambda *_: jaxsgd.noise_scale(G.take(slice(0, 1))),
+    ),
+    (
+        TypeError,
+        "population_size must be an integer, got 2.5",
+        lambda *_: jaxsgd.noise_scale(moments.of(G), population_size=2.5),
+    ),
+    (
+        ValueError,
+        "batch_size must be at most the population size 4, got 5",
+        lambda *_: noise_scale_law(G, 5),
+    ),
+    (
+        TypeError,
+        "key must be a key such as jax.random.key(0), got None of type NoneType",
+        lambda *_: jaxsgd.hessian_noise_scale(*problems.line_fit(), num_probes=4),
+    ),
+]
