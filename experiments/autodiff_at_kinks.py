@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._harness import require
-from experiments._style import COLORS, column
+from experiments._claims import require
+from experiments._panels import COLORS, column
 from jaxsgd import exchange
 
 SHOWN, MISSING = 2.6, 3.1  # where infinity is drawn, and NaN; everything finite lies within
@@ -106,7 +106,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """One row for each program, right ones above wrong ones."""
-    figure = Figure(figsize=column(height_to_width_ratio=1.55))
+    figure = column(height_to_width_ratio=1.55)
     axes = figure.subplots()
     right, returned = is_subgradient(results), results["returned"]
     order = np.argsort(~right, kind="stable")

@@ -25,8 +25,9 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import progress, require
-from experiments._style import COLORS, MARKERS, page
+from experiments._claims import require
+from experiments._harness import progress
+from experiments._panels import COLORS, MARKERS, page
 from jaxsgd import designs, dynamics, problems, training
 from jaxsgd.batch_size import fit_tradeoff, steps_to_target
 
@@ -270,7 +271,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Three panels: the hyperbola, the noise scales, the noisy quadratic."""
-    figure = Figure(figsize=page(ncols=3, height_to_width_ratio=0.85))
+    figure = page(ncols=3, height_to_width_ratio=0.85)
     left, middle, right = figure.subplots(1, 3)
     draw_hyperbola(left, results)
     draw_scales(middle, results)

@@ -25,9 +25,9 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import require
+from experiments._claims import require
 from experiments._models import mean_loss
-from experiments._style import COLORS, MARKERS, page
+from experiments._panels import COLORS, MARKERS, page
 from jaxsgd import designs, estimators, problems, surfaces
 
 THETA = (1.0, 1.0)
@@ -253,7 +253,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Each example's surface, their mean with all gradients at θ, quadratics, and surfaces of a network."""
-    figure = Figure(figsize=page(nrows=3, ncols=4, height_to_width_ratio=0.95))
+    figure = page(nrows=3, ncols=4, height_to_width_ratio=0.95)
     panels = figure.subplots(3, 4)
     for i, axes in enumerate(panels[0]):
         _draw_example(axes, results, i)

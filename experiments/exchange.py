@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._harness import require
-from experiments._style import COLORS, page
+from experiments._claims import require
+from experiments._panels import COLORS, page
 from jaxsgd import exchange
 
 MAX_Z = 4.5
@@ -130,7 +130,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """The cases, the limits that do not commute, and the second derivatives of the usual losses."""
-    figure = Figure(figsize=page(height_to_width_ratio=0.44))
+    figure = page(height_to_width_ratio=0.44)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 0.8, 0.9))
     _draw_pairs(
         left, results["cases"], results["derivative"], results["expected_gradient"], "derivative at one $\\theta$"

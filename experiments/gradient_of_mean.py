@@ -26,9 +26,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import progress, require
+from experiments._claims import require
+from experiments._harness import progress
 from experiments._models import mean_loss
-from experiments._style import COLORS, MARKERS, page
+from experiments._panels import COLORS, MARKERS, page
 from jaxsgd import designs, estimators, problems
 
 Model = Literal["line", "sigmoid", "tanh", "relu"]
@@ -296,7 +297,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Programs and roundings above, impostors below."""
-    figure = Figure(figsize=page(nrows=2, ncols=3, height_to_width_ratio=0.8))
+    figure = page(nrows=2, ncols=3, height_to_width_ratio=0.8)
     panels = figure.subplots(2, 3)
     for axes, panel in zip(panels.flat, _panels(), strict=True):
         panel(axes, results)

@@ -25,9 +25,10 @@ from matplotlib.ticker import NullFormatter
 
 import jaxsgd
 from experiments import _peers
-from experiments._harness import progress, require
+from experiments._claims import require
+from experiments._harness import progress
 from experiments._models import cnn, cnn_3c3d, gpt, mlp
-from experiments._style import COLORS, MARKERS, page
+from experiments._panels import COLORS, MARKERS, page
 from experiments._timing import device, flat, in_turn, relative_error, seconds, summary
 
 WORKLOADS: dict[str, Callable[[], jaxsgd.Problem]] = {
@@ -231,7 +232,7 @@ def draw(results: dict[str, np.ndarray]) -> Figure:
     """A panel for each statistic and a line of points for each workload, on logarithmic axes."""
     names, workloads = results["names"].tolist(), results["workloads"].tolist()
     places = np.arange(len(workloads))[::-1]
-    figure = Figure(figsize=page(ncols=3, height_to_width_ratio=1.05))
+    figure = page(ncols=3, height_to_width_ratio=1.05)
     panels = figure.subplots(ncols=len(STATISTICS), sharex=True, sharey=True)
     for axes, statistic in zip(panels, STATISTICS, strict=True):
         axes.axvline(1, color="gray", linewidth=0.6, linestyle=":")
@@ -247,5 +248,5 @@ def draw(results: dict[str, np.ndarray]) -> Figure:
     panels[0].xaxis.set_minor_formatter(NullFormatter())
     panels[1].set_xlabel("time ÷ time of the mean gradient in the same framework")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=5)
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=5, fontsize=6)
     return figure

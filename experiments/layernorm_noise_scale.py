@@ -25,9 +25,9 @@ import optax
 from matplotlib.figure import Figure
 from sklearn import datasets
 
-from experiments._harness import require
+from experiments._claims import require
 from experiments._models import gpt
-from experiments._style import COLORS, MARKERS, page
+from experiments._panels import COLORS, MARKERS, page
 from jaxsgd import designs, monitors, training
 
 KINDS = ("all", "layernorm")
@@ -141,7 +141,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Both along the run, and one against the other."""
-    figure = Figure(figsize=page(ncols=2, height_to_width_ratio=0.5))
+    figure = page(ncols=2, height_to_width_ratio=0.5)
     along, against = figure.subplots(1, 2)
     settled = results["steps"] >= 20
     steps = results["steps"][settled]

@@ -24,8 +24,8 @@ from jaxtyping import Array, PyTree
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import require, z_scores
-from experiments._style import COLORS, MARKERS, page
+from experiments._claims import require, z_scores
+from experiments._panels import COLORS, MARKERS, page
 from jaxsgd import designs, monitors, problems, training
 
 MAX_Z = 4.5
@@ -173,7 +173,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Along the run; single batches against the truth; what intervals say."""
-    figure = Figure(figsize=page(ncols=3, height_to_width_ratio=0.95))
+    figure = page(ncols=3, height_to_width_ratio=0.95)
     along, batches, intervals = figure.subplots(1, 3)
     _draw_run(along, results)
     _draw_batches(batches, results)

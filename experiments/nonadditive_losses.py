@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._harness import progress, require
-from experiments._style import COLORS, page
+from experiments._claims import require
+from experiments._harness import progress
+from experiments._panels import COLORS, page
 from jaxsgd import batch_losses, designs, estimators
 
 N = 6
@@ -167,7 +168,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """A panel for each loss."""
-    figure = Figure(figsize=page(nrows=3, ncols=5, height_to_width_ratio=0.8))
+    figure = page(nrows=3, ncols=5, height_to_width_ratio=0.8)
     panels = figure.subplots(3, 5, sharex=True).ravel()
     for axes, name in zip(panels, biased(), strict=False):
         for form, style in FORMS.items():
@@ -181,5 +182,5 @@ def draw(results: dict[str, np.ndarray]) -> Figure:
         axes.set_axis_off()
     figure.supxlabel("batch size $M$ (examples)", fontsize="medium")
     figure.supylabel("bias relative to the full gradient", fontsize="medium")
-    panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center right")
+    panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center right", fontsize=6)
     return figure
