@@ -6,6 +6,7 @@ The real data sets come with scikit-learn, so nothing is downloaded.
 
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Num, PyTree
 
-from jaxsgd._core import validate
+from jaxsgd._core import devices, sums, validate
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,6 +24,7 @@ __all__ = [
     "diabetes_regression",
     "digits_mlp",
     "line_fit",
+    "mean_loss",
     "mlp",
     "quadratics",
 ]
@@ -77,6 +79,68 @@ class Problem(_Parts):
     def _replace(self, **changes: Any) -> "Problem":
         """A problem with some of the four exchanged."""
         return Problem(**{**self._asdict(), "batch_loss_fn": self.batch_loss_fn, **changes})
+
+    def take(self, rows: Any) -> "Problem":
+        """The same problem with some of its examples, in the order given.
+
+        Args:
+            rows: which: integers from 0 to N − 1 (a sequence or an array, with repetitions or without), N booleans, or
+                a slice, which follows Python's rules.
+
+        Raises:
+            TypeError, ValueError: if the data are no arrays, or if ``rows`` are no such numbers, or none. JAX would
+                take the last example for any number that is too large.
+
+        >>> problem = line_fit()
+        >>> problem.take([3, 0, 3]).data["x"].tolist(), problem.take(problem.data["y"] > 2).data["x"].tolist()
+        ([3.0, 0.0, 3.0], [1.0, 3.0])
+        """
+        chosen = _chosen(rows, validate.leading_axis(data=self.data))
+        return self._replace(data=jax.tree.map(lambda leaf: leaf[chosen], self.data))
+
+
+def mean_loss(loss_fn: Callable[[Any, Any], Any], params: PyTree, data: PyTree) -> Float[Array, ""]:
+    """The mean of the losses of all examples, L̄(θ), from 4096 of them at a time, so that memory does not grow with N.
+
+    Under ``jax.grad`` it does, as JAX keeps what a loss computes on its way.
+
+    Args:
+        loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.
+        params: θ, a pytree of floating-point arrays.
+        data: a pytree of arrays with N examples along the first axis of each.
+
+    Raises:
+        TypeError, ValueError: if an argument is of the wrong kind or shape, or the loss is not one real number.
+
+    >>> float(mean_loss(*line_fit())), jax.grad(mean_loss, argnums=1)(*line_fit())["m"].item()
+    (0.75, -1.0)
+    """
+    validate.floating_leaves(params=params)
+    validate.leading_axis(data=data)
+    params, data = devices.automatic((params, data))
+    validate.scalar_loss(loss_fn, params, data)
+    return _mean_loss(loss_fn, params, data)
+
+
+@partial(jax.jit, static_argnums=0)
+def _mean_loss(loss_fn: Callable[[Any, Any], Any], params: PyTree, data: PyTree) -> Float[Array, ""]:
+    return sums.mean_of_each(partial(loss_fn, params), data)
+
+
+def _chosen(rows: Any, length: int) -> np.ndarray:
+    """The numbers of the examples that ``rows`` stand for."""
+    found = np.arange(length)[rows] if isinstance(rows, slice) else np.asarray(rows)
+    if found.ndim != 1 or found.dtype.kind not in "iub":
+        raise TypeError(f"rows must be integers, booleans or a slice, got {validate.describe(found)}")
+    if found.dtype.kind == "b":
+        validate.vector(length, rows=found)
+        found = np.flatnonzero(found)
+    if found.size == 0:
+        raise ValueError("rows must choose at least one example, got none")
+    outside = found[(found < 0) | (found >= length)]
+    if outside.size:
+        raise ValueError(f"rows must lie between 0 and {length - 1}, the last example, got {outside[0]}")
+    return found
 
 
 def line_fit(m: float = 1.0, b: float = 1.0) -> Problem:

@@ -74,6 +74,12 @@ def in_blocks(function: Callable[[Any], Array], arrays: Any) -> Array:
     return total if rest is None else total + function(rest)
 
 
+def mean_of_each(function: Callable[[Any], Array], arrays: Any) -> Array:
+    """The mean of a number of every example, of so many at a time that memory does not grow with all of them."""
+    size = min(LARGEST_BLOCK, len(jax.tree.leaves(arrays)[0]))
+    return jax.lax.map(function, arrays, batch_size=size).mean()
+
+
 def varying_like(arrays: Any, tree: Any) -> Any:
     """The tree, varying over the axes of ``jax.shard_map`` that the arrays vary over.
 

@@ -17,7 +17,7 @@ methods take the population size N, and draws have shape (N,), whatever the size
 
 from jaxsgd._core.faces import at_home
 from jaxsgd.designs._base import Design, SamplingDesign, Scale, WeightVector
-from jaxsgd.designs._batches import Draw, Draws, draws_of
+from jaxsgd.designs._batches import Batches, Draw, batches
 from jaxsgd.designs._bernoulli import Bernoulli
 from jaxsgd.designs._clusters import Blocks, CircularBlocks, Groups, Systematic
 from jaxsgd.designs._conditional_poisson import ConditionalPoisson
@@ -38,6 +38,7 @@ from jaxsgd.designs._stratified import Stratified
 from jaxsgd.designs._uniform import DistinctUnits, WithoutReplacement, WithReplacement
 
 __all__ = [
+    "Batches",
     "Bernoulli",
     "Blocks",
     "CircularBlocks",
@@ -49,7 +50,6 @@ __all__ = [
     "DiagonalCovariance",
     "DistinctUnits",
     "Draw",
-    "Draws",
     "ExchangeableCovariance",
     "GroupCovariance",
     "Groups",
@@ -66,7 +66,7 @@ __all__ = [
     "WeightVector",
     "WithReplacement",
     "WithoutReplacement",
-    "draws_of",
+    "batches",
 ]
 
 at_home(__name__, __all__)

@@ -1,4 +1,4 @@
-"""What a run of SGD takes of the data at every step, for any sampling design.
+"""The batches of a run of SGD, one after the other, for any sampling design.
 
 A design with ``indices`` and ``draw_weights`` is gathered: only the M examples drawn are differentiated. Reshuffling
 keeps the order of its epoch. Any other design has its weights on all N examples, which is slower, never wrong. What is
@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from jaxsgd._core import validate
+from jaxsgd.designs._base import SamplingDesign
 from jaxsgd.designs._reshuffling import Reshuffling
 
 
@@ -29,16 +31,20 @@ class Draw(NamedTuple):
     weights: Any
     drawn: Any
 
+    def take(self, data: PyTree) -> PyTree:
+        """The m examples that belong to the weights, of data with N along the first axis of each array."""
+        return data if self.indices is None else jax.tree.map(lambda leaf: leaf[self.indices], data)
+
 
 @runtime_checkable
-class Draws(Protocol):
-    """How the batches of a run are drawn."""
+class Batches(Protocol):
+    """The batches of a run, each a function of the run's key and of its number: what :func:`batches` returns."""
 
     def start(self) -> Any:
-        """What is carried from step to step."""
+        """The state before step 0, arrays that are carried from step to step."""
 
     def __call__(self, state: Any, key: Array, step: Any) -> tuple[Any, Draw]:
-        """The batch of a step, for the key of the run."""
+        """The next state and the batch of a step, for the key of the run; steps are made in order, from 0."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,41 @@ class Epochs:
         return order, Draw(indices, jnp.where(drawn, weights, 0.0), drawn)
 
 
-def draws_of(design: Any, population_size: int) -> Draws:
-    """How a run draws the batches of a design."""
+def batches(design: Any, population_size: int) -> Batches:
+    """The batches of a design for a training loop of one's own; :func:`jaxsgd.training.run_sgd` takes the same.
+
+    The result has ``start() -> state`` and ``batches(state, key, step) -> (state, draw)``, with a :class:`Draw` that
+    works under ``jit`` and ``vmap``: ĝ = Σ_j weights_j g_(indices_j). ``Reshuffling`` goes through its epochs.
+
+    Args:
+        design: a sampling design.
+        population_size: N.
+
+    Raises:
+        TypeError, ValueError: if ``design`` is none, or not one for this N.
+
+    >>> import optax
+    >>> from jaxsgd import designs, problems, training
+    >>> (loss_fn, params, data), optimizer = problems.line_fit(0.0, 0.0), optax.sgd(0.1)
+    >>> batches = designs.batches(designs.Reshuffling(2), population_size=4)
+    >>> @jax.jit
+    ... def step(params, optimizer_state, state, key, number):
+    ...     state, draw = batches(state, key, number)
+    ...     loss = lambda p: jnp.sum(draw.weights * jax.vmap(loss_fn, (None, 0))(p, draw.take(data)))
+    ...     updates, optimizer_state = optimizer.update(jax.grad(loss)(params), optimizer_state)
+    ...     return optax.apply_updates(params, updates), optimizer_state, state
+    >>> theta, optimizer_state, state = params, optimizer.init(params), batches.start()
+    >>> for number in range(50):
+    ...     key = jax.random.fold_in(jax.random.key(0), 0)  # of run 0
+    ...     theta, optimizer_state, state = step(theta, optimizer_state, state, key, number)
+    >>> result = training.run_sgd(loss_fn, params, data, optimizer, designs.Reshuffling(2), 50, jax.random.key(0))
+    >>> jax.tree.map(lambda a, b: bool(a == b), theta, result.params)
+    {'b': True, 'm': True}
+    """
+    validate.positive_integer(population_size=population_size)
+    validate.has_method("weights", design=design)
+    if isinstance(design, SamplingDesign):
+        design._check(population_size)
     if isinstance(design, Reshuffling):
         return Epochs(design, population_size)
     if hasattr(design, "indices") and hasattr(design, "draw_weights"):

@@ -15,8 +15,9 @@ from jaxsgd._core import devices, files
 from jaxsgd.training._step import Carry
 
 Record = tuple[int, dict[str, np.ndarray]]  # a step, and the metrics there
+Kept = list[list[np.ndarray]]  # the leaves of θ at every step where it is kept
 
-_METRICS = "metrics/"
+_METRICS, _KEPT = "metrics/", "kept/"
 _NUMBERS_AT_A_TIME = 2**24
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -42,15 +43,16 @@ class Checkpoint:
                 raise ValueError(f"checkpoint must not be in use by another run, got {self.path}")
             yield
 
-    def save(self, step: int, carry: Carry, records: list[Record]) -> None:
-        """Write the state before a step, and what was recorded so far."""
+    def save(self, step: int, carry: Carry, records: list[Record], kept: Kept) -> None:
+        """Write the state before a step, and what was recorded and kept so far."""
         arrays = {f"carry/{i}": _stored(leaf) for i, leaf in enumerate(jax.tree.leaves(carry))}
         arrays |= {f"{_METRICS}{name}": np.stack([found[name] for _, found in records]) for name in records[0][1]}
+        arrays |= {f"{_KEPT}{i}": _viewed(np.stack(leaf)) for i, leaf in enumerate(zip(*kept, strict=True))}
         arrays |= {"step": np.asarray(step), "steps": np.asarray([step for step, _ in records])}
         if devices.is_first(self.mesh):
             files.write_bytes(self.path, files.pack_record(arrays, self.settings))
 
-    def load(self, like: Carry) -> tuple[int, Carry, list[Record]] | None:
+    def load(self, like: Carry) -> tuple[int, Carry, list[Record], Kept] | None:
         """What was saved, or None if nothing was."""
         try:
             arrays = files.read_record(self.path, self.settings) if self.path.exists() else None
@@ -66,7 +68,13 @@ class Checkpoint:
             (step, {name: np.asarray(values[place]) for name, values in metrics.items()})
             for place, step in enumerate(arrays["steps"].tolist())
         ]
-        return int(arrays["step"]), jax.tree.unflatten(jax.tree.structure(like), leaves), records
+        kept = [
+            list(_viewed_as(arrays[f"{_KEPT}{i}"], leaf.dtype))
+            for i, leaf in enumerate(jax.tree.leaves(like.params))
+            if f"{_KEPT}{i}" in arrays
+        ]
+        carry = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return int(arrays["step"]), carry, records, [list(leaves) for leaves in zip(*kept, strict=True)]
 
 
 def digest(tree: Any) -> str:
@@ -102,11 +110,15 @@ def _viewed(array: np.ndarray) -> np.ndarray:
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
+def _viewed_as(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The array again that was viewed as numbers that NumPy has."""
+    return array.view(dtype) if np.dtype(dtype).kind == "V" else array
+
+
 def _restored(array: np.ndarray, like: Any) -> Any:
     """The array again, as ``like`` is."""
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         found = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     else:
-        dtype = np.dtype(like.dtype)
-        found = jnp.asarray(array.view(dtype) if dtype.kind == "V" else array)
+        found = jnp.asarray(_viewed_as(array, like.dtype))
     return found if devices.mesh_of(like) is None else jax.device_put(found, like.sharding)

@@ -16,9 +16,10 @@ from jaxtyping import Array, PyTree
 
 from jaxsgd import kernels, tracking
 from jaxsgd._core import devices, validate, validate_losses, validate_training
-from jaxsgd.designs import draws_of
+from jaxsgd.designs import batches
 from jaxsgd.training import _step
 from jaxsgd.training._checkpoint import Checkpoint, digest, program_digest
+from jaxsgd.training._kept import KeptParams
 from jaxsgd.training._step import Carry, Plan
 
 SECONDS_PER_CALL = 0.5  # after which the host has its say: progress, an interruption, a checkpoint
@@ -36,12 +37,15 @@ class RunResult:
         metrics: name → array over the recorded steps, with the same leading axes, shape (..., s). ``"loss"`` is the
             mean loss over all the data.
         learning_rates: as given, or None.
+        kept_params: θ at the steps ``keep_params_at``, a pytree like ``params`` of NumPy arrays, with an axis of these
+            steps after the leading axes of ``params``; or None.
     """
 
     params: Any
     steps: Any
     metrics: Any
     learning_rates: Any = None
+    kept_params: Any = None
 
 
 def run_sgd(
@@ -57,6 +61,7 @@ def run_sgd(
     learning_rates: Any = None,
     eval_fn: Callable[[PyTree], Any] | None = None,
     record_every: int | None = None,
+    keep_params_at: Sequence[int] | None = None,
     monitors: Sequence[optax.GradientTransformationExtraArgs] = (),
     writer: tracking.MetricWriter | None = None,
     progress: Callable[[int, int], Any] | None = None,
@@ -88,6 +93,8 @@ def run_sgd(
         eval_fn: ``eval_fn(params)``, one number (named ``"eval"``) or a dict of numbers, recorded with the loss.
         record_every: record at steps 0, ``record_every``, 2 ``record_every``, …, and at the last; only at the first and
             the last by default.
+        keep_params_at: increasing step numbers, from 0 (before the first step) to ``num_steps``, at which θ is kept in
+            the host's memory and in the checkpoint: as often the size of ``params``, times that of its leading axes.
         monitors: transformations of :mod:`jaxsgd.monitors`, in front of the optimizer; their readings are recorded.
         writer: where metrics are written as they are recorded; of several runs, under ``name/0``, ``name/1``, … in the
             order of the axes of :class:`RunResult`.
@@ -142,6 +149,7 @@ def run_sgd(
     validate_training.optimizer(optimizer, tuned=learning_rates is not None)
     validate_training.hashable(loss_fn=loss_fn, design=design, optimizer=optimizer, eval_fn=eval_fn)
     jax.eval_shape(lambda k: design.weights(k, population_size), key)  # the design's own checks
+    kept = KeptParams(keep_params_at, num_steps)
 
     params, data = (jax.tree.map(jnp.asarray, tree) for tree in (params, data))
     if gradient is None:
@@ -149,7 +157,7 @@ def run_sgd(
     plan = Plan(
         loss_fn=loss_fn,
         optimizer=optimizer,
-        draws=draws_of(design, population_size),
+        batches=batches(design, population_size),
         monitors=tuple(monitors),
         eval_fn=eval_fn,
         factored=gradient == "factored",
@@ -160,7 +168,7 @@ def run_sgd(
     if learning_rates is not None:
         rates = jnp.asarray(np.asarray(learning_rates), jnp.result_type(*jax.tree.leaves(params)))
     keys = jax.random.fold_in(key, 0) if num_runs is None else _run_keys(key, num_runs)
-    run = _Run(plan, data, keys, rates, num_steps, record_every or num_steps, chunk_size, writer, progress)
+    run = _Run(plan, data, keys, rates, num_steps, record_every or num_steps, chunk_size, writer, progress, kept)
     return run.finish(params, None if checkpoint is None else Path(checkpoint), design)
 
 
@@ -178,6 +186,7 @@ class _Run:
         chunk_size: int | None,
         writer: tracking.MetricWriter | None,
         progress: Callable[[int, int], Any] | None,
+        kept: KeptParams,
     ) -> None:
         self.plan, self.data, self.keys, self.rates = plan, data, keys, rates
         self.num_steps, self.record_every = num_steps, record_every
@@ -189,6 +198,7 @@ class _Run:
         self.progress = progress or (lambda _step, _num_steps: None)
         self.checkpoint: Checkpoint | None = None
         self.records: list[tuple[int, dict[str, np.ndarray]]] = []
+        self.kept = kept
 
     def finish(self, params: PyTree, path: Path | None, design: Any) -> RunResult:
         """Make all steps, from where the checkpoint is."""
@@ -201,11 +211,12 @@ class _Run:
             self.checkpoint = Checkpoint(path, self._settings(carry, params, design), self.mesh)
             with self.checkpoint.held():
                 stored = self.checkpoint.load(carry)
-                number, carry, self.records = (0, carry, []) if stored is None else stored
+                number, carry, self.records, self.kept.found = (0, carry, [], []) if stored is None else stored
                 carry = self._continue(number, carry)
         steps = jnp.asarray([step for step, _ in self.records])
         metrics = {name: jnp.stack([found[name] for _, found in self.records], axis=-1) for name in self.records[0][1]}
-        return RunResult(carry.params, steps, metrics, self.rates)
+        kept = self.kept.stacked(params, axis=self.plan.has_rates + self.plan.has_runs)
+        return RunResult(carry.params, steps, metrics, self.rates, kept)
 
     def _continue(self, number: int, carry: Carry) -> Carry:
         """The state after the last step, from that after ``number`` steps."""
@@ -213,11 +224,13 @@ class _Run:
         try:
             while not self._is_recorded(self.num_steps):
                 number, carry = state
-                if number == self._next_record():
+                if number in self.kept.next_step():  # before it is recorded, so that a checkpoint has it
+                    self.kept.keep(carry.params)
+                elif number == self._next_record():
                     self._record(number, carry)
                     self._save(number, carry)
                 else:
-                    stop = min(number + self.size, self._next_record())
+                    stop = min(number + self.size, self._next_record(), *self.kept.next_step())
                     state = stop, self._advance(number, stop, carry)
                     self.progress(stop, self.num_steps)
         except KeyboardInterrupt:
@@ -241,7 +254,7 @@ class _Run:
         carry = jax.block_until_ready(  # type: ignore[no-untyped-call]
             _advance(self.plan, carry, self.data, self.keys, self.rates, number, stop)
         )
-        if self.chunk_size is None:
+        if self.chunk_size is None and stop - number == self.size:  # fewer, up to a record, tell less of so many
             self.size = _next_size(self.size, time.perf_counter() - started)
         return carry
 
@@ -262,7 +275,7 @@ class _Run:
     def _save(self, number: int, carry: Carry) -> None:
         if self.checkpoint is not None and self.records:  # there are none if the first is interrupted
             self.writer.flush()
-            self.checkpoint.save(number, carry, self.records)
+            self.checkpoint.save(number, carry, self.records, self.kept.found)
 
     def _settings(self, carry: Carry, params: PyTree, design: Any) -> dict[str, Any]:
         """What makes this run, and no other."""
@@ -270,6 +283,7 @@ class _Run:
         return {
             "data": digest(self.data),
             "design": repr(design),
+            "keep_params_at": self.kept.steps or None,
             "key": digest(self.keys),
             "learning_rates": None if self.rates is None else devices.on_host(self.rates).tolist(),
             "num_runs": self.keys.size if self.plan.has_runs else None,

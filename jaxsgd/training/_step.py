@@ -18,11 +18,9 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxsgd import kernels, monitors
-from jaxsgd._core import validate_training
-from jaxsgd.designs import Draw, Draws
+from jaxsgd._core import sums, validate_training
+from jaxsgd.designs import Batches, Draw
 from jaxsgd.kernels import ScaledLoss
-
-EXAMPLES_AT_A_TIME = 4096  # of which the loss over all data is computed
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Plan:
 
     loss_fn: kernels.Loss
     optimizer: Any
-    draws: Draws
+    batches: Batches
     monitors: tuple[optax.GradientTransformationExtraArgs, ...]
     eval_fn: Callable[[Any], Any] | None
     factored: bool
@@ -71,13 +69,13 @@ def start(plan: Plan, params: PyTree, key: Array, rate: Any) -> Carry:  # noqa: 
         found = optax.tree_utils.tree_get_all_with_path(state, "learning_rate")
         validate_training.hyperparameter("learning_rate", found=bool(found))
         state = optax.tree_utils.tree_set(state, learning_rate=rate)
-    return Carry(params, state, tuple(m.init(params) for m in plan.monitors), plan.draws.start())
+    return Carry(params, state, tuple(m.init(params) for m in plan.monitors), plan.batches.start())
 
 
 def step(plan: Plan, data: PyTree, number: Any, quiet: bool, carry: Carry, key: Array, rate: Any) -> Carry:
     """The state after step ``number``, which counts from 0; a quiet one is not looked at by the plan's monitors."""
-    draws, draw = plan.draws(carry.draws, key, number)
-    batch = data if draw.indices is None else jax.tree.map(lambda leaf: leaf[draw.indices], data)
+    draws, draw = plan.batches(carry.draws, key, number)
+    batch = draw.take(data)
     params = carry.params
 
     def value_fn(params: PyTree, step: Any = None, terms: Any = None, full_gradient: Any = None) -> Array:  # noqa: ARG001
@@ -91,7 +89,7 @@ def step(plan: Plan, data: PyTree, number: Any, quiet: bool, carry: Carry, key: 
         "value_fn": value_fn,
         "step": number,
         "terms": terms,
-        "full_gradient": lambda: jax.grad(partial(mean_loss, plan.loss_fn, data))(params),
+        "full_gradient": lambda: jax.grad(partial(_mean_loss, plan.loss_fn, data))(params),
     }
     states = carry.monitors
     if not quiet:
@@ -109,7 +107,7 @@ def period(states: Any) -> int:
 
 def measure(plan: Plan, data: PyTree, carry: Carry, key: Array, rate: Any) -> dict[str, Array]:  # noqa: ARG001
     """The metrics of a run at one step."""
-    metrics = {"loss": mean_loss(plan.loss_fn, data, carry.params)}
+    metrics = {"loss": _mean_loss(plan.loss_fn, data, carry.params)}
     metrics |= monitors.readings((carry.monitors, carry.optimizer))
     if plan.eval_fn is not None:
         found = plan.eval_fn(carry.params)
@@ -120,10 +118,9 @@ def measure(plan: Plan, data: PyTree, carry: Carry, key: Array, rate: Any) -> di
     return metrics
 
 
-def mean_loss(loss_fn: kernels.Loss, data: PyTree, params: PyTree) -> Array:
+def _mean_loss(loss_fn: kernels.Loss, data: PyTree, params: PyTree) -> Array:
     """The mean loss over all data."""
-    size = min(EXAMPLES_AT_A_TIME, len(jax.tree.leaves(data)[0]))
-    return jax.lax.map(partial(loss_fn, params), data, batch_size=size).mean()
+    return sums.mean_of_each(partial(loss_fn, params), data)
 
 
 def _gradient(plan: Plan, params: PyTree, batch: PyTree, draw: Draw) -> tuple[Any, PyTree, Any]:

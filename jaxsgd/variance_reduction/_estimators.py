@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import estimators, kernels
 from jaxsgd._core import validate
-from jaxsgd.designs import Draw, draws_of
+from jaxsgd.designs import Draw, batches
 from jaxsgd.variance_reduction._control_variates import (
     Inclusion,
     exact,
@@ -76,7 +76,7 @@ class _Estimator:
     def _draw(self, state: Any, data: PyTree) -> tuple[Any, Draw, PyTree]:
         """What is carried of the draws, the batch's indices, weights and which are drawn, and its data."""
         population_size = len(jax.tree.leaves(data)[0])
-        draws, draw = draws_of(self.design, population_size)(state.draws, state.key, state.step)
+        draws, draw = batches(self.design, population_size)(state.draws, state.key, state.step)
         if draw.indices is None:
             return draws, draw._replace(indices=jnp.arange(population_size)), data
         return draws, draw, jax.tree.map(lambda leaf: leaf[draw.indices], data)
@@ -127,7 +127,7 @@ class SVRG(_Estimator):
         size = self._check(key, params, data)
         shapes = jax.eval_shape(lambda p, d: self._gradients(p, d).mean(), params, data)
         mean = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        return SnapshotState(jnp.asarray(0), params, mean, key, draws_of(self.design, size).start())
+        return SnapshotState(jnp.asarray(0), params, mean, key, batches(self.design, size).start())
 
     def estimate(self, params: PyTree, state: SnapshotState, data: PyTree) -> tuple[PyTree, SnapshotState]:
         """V, a pytree like ``params``, and the next state."""
@@ -184,7 +184,7 @@ class SAGA(_Estimator):
         """
         size = self._check(key, params, data)
         table = self._rows(params, data)
-        return TableState(jnp.asarray(0), table, table.mean(), key, draws_of(self.design, size).start())
+        return TableState(jnp.asarray(0), table, table.mean(), key, batches(self.design, size).start())
 
     def estimate(self, params: PyTree, state: TableState, data: PyTree) -> tuple[PyTree, TableState]:
         """V, a pytree like ``params``, and the next state."""

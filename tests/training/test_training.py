@@ -15,8 +15,9 @@ import numpy as np
 import optax
 import pytest
 
+import jaxsgd
 from jaxsgd import designs, monitors, problems, tracking, training
-from jaxsgd.designs._batches import Epochs, Gathered, Weighted, draws_of
+from jaxsgd.designs._batches import Epochs, Gathered, Weighted, batches
 from jaxsgd.kernels import is_cheaply_factored
 from jaxsgd.training import _run
 from tests.support.own_designs import Bernoulli as OwnBernoulli
@@ -120,13 +121,13 @@ def test_own_designs_are_run_by_their_weights() -> None:
 
 def test_how_designs_are_drawn() -> None:
     """Catches a design that differentiates all examples without need."""
-    gathered = {name for name in LAWS if isinstance(draws_of(LAWS[name](8), 8), Gathered)}
+    gathered = {name for name in LAWS if isinstance(batches(LAWS[name](8), 8), Gathered)}
     assert gathered == {"with_replacement", "without_replacement", "importance", "importance_floats", "total"}
-    assert {name for name in LAWS if isinstance(draws_of(LAWS[name](8), 8), Epochs)} == {
+    assert {name for name in LAWS if isinstance(batches(LAWS[name](8), 8), Epochs)} == {
         "reshuffling",
         "reshuffling_short_batch",
     }
-    assert isinstance(draws_of(designs.DistinctUnits(3), 8), Weighted)
+    assert isinstance(batches(designs.DistinctUnits(3), 8), Weighted)
 
 
 @pytest.mark.parametrize("name", [name for name in LAWS if hasattr(LAWS[name](6), "draw_weights")])
