@@ -49,8 +49,8 @@ class Config(Seeded):
 
 QUICK = Config(hidden=16, num_records=10, num_draws=150)
 SUMMARY = (
-    "B from {first:.3g} to {last:.3g}; intervals of {batch_size} examples cover it in {mean_coverage:.1%} of the batches; "
-    "the plug-in ratio stops at {plug_in/last:.3g}"
+    "B from {first:.3g} to {last:.3g}; intervals of {batch_size} examples cover it in {mean_coverage:.1%} of the "
+    "batches; the plug-in ratio stops at {plug_in/last:.3g}"
 )
 
 
@@ -171,10 +171,8 @@ def _draw_run(axes: Any, results: Arrays) -> None:
 def _draw_batches(axes: Any, results: Arrays) -> None:
     B, m, N = results["trace"] / results["signal"], int(results["batch_size"]), int(results["population_size"])
     c = (N - m) / (m * (N - 1))
-    trace, signal, norm = (
-        results[name].mean(axis=1)[np.argsort(B)]
-        for name in ("per_example/trace", "per_example/signal", "squared_norm")
-    )
+    names = ("per_example/trace", "per_example/signal", "squared_norm")
+    trace, signal, norm = (results[name].mean(axis=1)[np.argsort(B)] for name in names)
     grid = np.geomspace(B.min(), B.max(), 200)
     axes.plot(grid, grid, color="black", linewidth=0.8)
     axes.plot(grid, grid / (1 + c * grid), color="black", linewidth=0.8, linestyle=DASHED)
