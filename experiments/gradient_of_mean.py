@@ -14,9 +14,6 @@ Errors are in units of Σ|g_i|/N, coordinate by coordinate: ḡ itself may vanis
 ``math.fsum``, which rounds once.
 """
 
-import math
-from fractions import Fraction
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -25,26 +22,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxsgd
+from experiments import _impostors, _sums
 from experiments._claims import Claims
 from experiments._harness import Arrays, Seeded, progress
-from experiments._panels import (
-    BLUE,
-    DASHED,
-    ORANGE,
-    mark,
-    note,
-    page_of,
-    panel,
-    reference,
-    series,
-)
-from jaxsgd import designs, estimators, problems
+from experiments._panels import BLUE, DASHED, ORANGE, mark, note, page_of, panel, reference, series
+from jaxsgd import problems
 
 Model = Literal["line", "sigmoid", "tanh", "relu"]
 
 DTYPES = ("float32", "float64")
 TOLERANCE = 200  # in units in the last place, u
-SUMS = ("one by one", "pairwise", "XLA's mean")
 MODELS: tuple[Model, ...] = ("line", "sigmoid", "tanh", "relu")
 PROGRAMS = ("mean of gradients", "Python loop", "jaxsgd", "by hand")
 
@@ -73,7 +60,7 @@ SUMMARY = (
 
 def compute(config: Config) -> Arrays:
     """Programs for the same gradient, rounding errors of sums, and what is not the same gradient."""
-    return compare_programs(config) | rounding_errors(config) | impostors()
+    return compare_programs(config) | rounding_errors(config) | _impostors.gradients()
 
 
 def compare_programs(config: Config) -> Arrays:
@@ -84,7 +71,7 @@ def compare_programs(config: Config) -> Arrays:
         loss_fn, params, data = _cast(model(config.models[m], config), DTYPES[d])
         gradients, mean = jax.jit(_gradients_and_mean, static_argnums=0)(loss_fn, params, data)
         scale = jax.tree.map(lambda leaf: np.abs(np.asarray(leaf, np.float64)).mean(axis=0), gradients)
-        reference = jax.jit(jax.grad(_mean_loss, argnums=1), static_argnums=0)(loss_fn, params, data)
+        reference = jax.jit(jax.grad(_impostors.mean_loss, argnums=1), static_argnums=0)(loss_fn, params, data)
         found = {
             "mean of gradients": mean,
             "Python loop": loop(loss_fn, params, data),
@@ -108,10 +95,6 @@ def model(name: str, config: Config) -> jaxsgd.Problem:
         return problems.line_fit()._replace(data=data)
     problem = problems.digits_mlp(key=config.key(), hidden=config.hidden, activation=name)
     return problem.take(slice(config.batch))
-
-
-def _mean_loss(loss_fn: Any, params: Any, data: Any) -> Any:
-    return jnp.mean(jax.vmap(loss_fn, (None, 0))(params, data))
 
 
 def _gradients_and_mean(loss_fn: Any, params: Any, data: Any) -> tuple[Any, Any]:
@@ -142,123 +125,36 @@ def rounding_errors(config: Config) -> Arrays:
     x = rng.normal(1, 1, config.max_examples)
     rows = 2 * np.stack([x, np.ones_like(x)]) * (x + rng.exponential(1, len(x)))
     sizes = np.unique(np.round(np.geomspace(4, config.max_examples, config.num_sizes)).astype(int))
-    errors = np.zeros((len(DTYPES), len(SUMS), len(sizes)))
-    for d, dtype in enumerate(DTYPES):
-        cast = rows.astype(dtype)
-        running = np.add.accumulate(cast, axis=1)
-        for n, N in enumerate(progress(sizes, dtype)):
-            one_by_one = running[:, N - 1] / cast.dtype.type(N)
-            means = np.array([one_by_one, pairwise(cast[:, :N]), jnp.asarray(cast[:, :N]).mean(axis=1)])
-            errors[d, :, n] = np.max([errors_of(row[:N], means[:, k]) for k, row in enumerate(cast)], axis=0)
-    return {"sizes": sizes, "rounding": errors, "unit": np.array([np.finfo(dtype).eps / 2 for dtype in DTYPES])}
-
-
-def pairwise(rows: np.ndarray) -> np.ndarray:
-    """The mean of every row, summed in pairs, pairs of pairs and so on."""
-    count, width = rows.shape[1], 1 << max(rows.shape[1] - 1, 0).bit_length()
-    rows = np.pad(rows, ((0, 0), (0, width - count)))
-    while rows.shape[1] > 1:
-        rows = rows[:, ::2] + rows[:, 1::2]
-    return rows[:, 0] / rows.dtype.type(count)
-
-
-def errors_of(values: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """|mean − exact mean| / mean |value|, the sums of the numbers as stored being exact."""
-    total, scale = Fraction(math.fsum(values.tolist())), Fraction(math.fsum(np.abs(values).tolist()))
-    return np.array([float(abs(Fraction(float(mean)) * len(values) - total) / scale) for mean in means])
-
-
-def impostors() -> Arrays:
-    """Gradients of other losses, at other θ, of other functions, and of another size; all with exact answers."""
-    zero = jnp.zeros(())
-    squares = [estimators.batch_loss_gradient(_square_of_mean, zero, RESIDUAL_DATA, design) for design in DRAWS]
-    line = problems.line_fit()
-    g = jaxsgd.per_example_gradients(line.loss_fn)(line.params, line.data)
-    scales = ("mean", "sum", "total")
-    rows = np.asarray(g.materialize()["m"])
-    expected = [[designs.WithoutReplacement(M, scale=scale).mean_weights(4) @ rows for M in SIZES] for scale in scales]
-    gradient = jax.jit(jax.grad(partial(_mean_loss, line.loss_fn)))
-    rates = 1 / 20 / 2.0 ** np.arange(8)
-    points = np.linspace(-1, 2, 25)
-    slopes = np.stack([jax.vmap(jax.grad(lambda x: x**2 + x**3))(jnp.asarray(points)), 2 * points + 3 * points])
-    return {
-        "mean_residual": [each.mean for each in squares],
-        "mean_residual/additive": jax.grad(_mean_loss, argnums=1)(_square, zero, RESIDUAL_DATA),
-        "rates": rates,
-        "sequential": [_gap(gradient, rate, line) for rate in rates],
-        "points": points,
-        "slopes": slopes,
-        "scales": np.array(expected, float),
-    }
-
-
-SIZES = (1, 2, 3, 4)
-DRAWS = tuple(designs.WithoutReplacement(M) for M in SIZES)
-RESIDUAL_DATA = {"x": np.array([0.0, 1.0, 3.0, 4.0]), "y": np.array([1.0, 0.0, 2.0, 5.0])}
-
-
-def _square(theta: Any, example: Any) -> Any:
-    return (example["y"] - theta * example["x"]) ** 2
-
-
-def _square_of_mean(theta: Any, batch: Any) -> Any:
-    return jnp.mean(batch["y"] - theta * batch["x"]) ** 2
-
-
-def _gap(gradient: Any, rate: float, line: jaxsgd.Problem) -> list[float]:
-    """Where four steps end, one for each example, minus where one step with the sum of the four ends: (m, b)."""
-    params = line.params
-    for i in range(4):
-        params = _step(params, gradient(params, {k: v[i : i + 1] for k, v in line.data.items()}), rate)
-    together = _step(line.params, gradient(line.params, line.data), 4 * rate)
-    return [float(params[name] - together[name]) for name in ("m", "b")]
-
-
-def _step(params: Any, gradient: Any, rate: float) -> Any:
-    return jax.tree.map(lambda p, g: np.asarray(p) - rate * np.asarray(g), params, gradient)
+    errors = [_sums.errors(rows.astype(dtype), progress(sizes, dtype)) for dtype in DTYPES]
+    return {"sizes": sizes, "rounding": errors, "unit": [np.finfo(dtype).eps / 2 for dtype in DTYPES]}
 
 
 def _cast(problem: jaxsgd.Problem, dtype: str) -> jaxsgd.Problem:
     def cast(leaf: Any) -> Any:
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return jnp.asarray(np.asarray(leaf, dtype)) if floating else leaf
+        return jnp.asarray(leaf, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)
 
-    return jaxsgd.Problem(problem.loss_fn, jax.tree.map(cast, problem.params), jax.tree.map(cast, problem.data))
-
-
-def bounds(results: Arrays) -> Arrays:
-    """γ_k = ku/(1 − ku) for k roundings of an addend: N one by one, ⌈log₂ N⌉ + 1 in pairs, the division included."""
-    N, u = results["sizes"], results["unit"][:, None]
-    deep = np.ceil(np.log2(N)) + 1
-    return {"one by one": N * u / (1 - N * u), "pairwise": deep * u / (1 - deep * u)}
-
-
-def gaps(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far steps one after another end from one step with their sum, in m and in b.
-
-    To first order a step i before a step j adds η² H_j g_i. In b these cancel for the order and the θ chosen here.
-    """
-    return 12 * rates**2 + 504 * rates**3, 168 * rates**3
+    return problem._replace(params=jax.tree.map(cast, problem.params), data=jax.tree.map(cast, problem.data))
 
 
 def check(results: Arrays) -> Claims:
     """Confirm that the programs agree to rounding, within its bounds, and that each impostor differs as it should."""
-    claims = Claims()
+    return Claims.of(results, check_programs, check_rounding, check_impostors)
+
+
+def check_programs(claims: Claims, results: Arrays) -> None:
+    """No program is missing, and none is further from the others than rounding allows."""
     for dtype, unit, distances in zip(DTYPES, results["unit"], results["programs"], strict=True):
         message = f"programs differ by {{:.1e}} Σ|g|/N in {dtype}"
         claims.below(np.nanmax(distances), TOLERANCE * unit, message, enter=f"{dtype}/programs")
     missing = np.isnan(results["programs"]).sum(axis=(0, 1)).tolist()
     networks = int(np.sum(results["models"] != MODELS.index("line")))
     claims.require(missing == [0, 0, 0, 2 * networks], f"all programs must have been run: {missing} are missing")
-    check_rounding(claims, results)
-    check_impostors(claims, results)
-    return claims
 
 
 def check_rounding(claims: Claims, results: Arrays) -> None:
     """Both bounds hold; the pairwise one, and equality, do not hold for a sum one by one."""
-    limit, errors = bounds(results), results["rounding"]
-    for s, (name, bound) in enumerate(zip(SUMS, ("one by one", "pairwise", "one by one"), strict=True)):
+    limit, errors = _sums.bounds(results["sizes"], results["unit"][:, None]), results["rounding"]
+    for s, (name, bound) in enumerate(zip(_sums.WAYS, ("one by one", "pairwise", "one by one"), strict=True)):
         excess = np.max(errors[:, s] / limit[bound])
         claims.require(excess <= 1, f"the rounding error of the sum {name} is {excess:.1f} times its bound")
     differ = np.any(errors[:, 0] != errors[:, 1], axis=1)
@@ -278,7 +174,9 @@ def check_impostors(claims: Claims, results: Arrays) -> None:
     claims.above(gap, 1e-10, "that sequential steps end at the same place must be rejected")
     message = "the gap at η = 1/20 must be 93/1000, 21/1000: {}"
     claims.equal(gap[0], [0.093, 0.021], message, atol=1e-14, enter="gap_at_1/20")
-    claims.equal(gap.T, gaps(results["rates"]), "the gap must be 12η² + 504η³ in m and 168η³ in b", atol=1e-14)
+    claims.equal(
+        gap.T, _impostors.gaps(results["rates"]), "the gap must be 12η² + 504η³ in m and 168η³ in b", atol=1e-14
+    )
     right, wrong = results["slopes"]
     same = results["points"][np.isclose(right, wrong, rtol=0, atol=1e-12)]
     claims.require(np.array_equal(same, [0, 1]), f"2x + 3x must equal the derivative at 0 and 1 only, got {same}")
@@ -312,8 +210,8 @@ def _draw_programs(axes: Any, results: Arrays) -> None:
 
 
 def _draw_rounding(axes: Any, results: Arrays) -> None:
-    limits, N = bounds(results), results["sizes"]
-    for s, name in enumerate(SUMS):
+    limits, N = _sums.bounds(results["sizes"], results["unit"][:, None]), results["sizes"]
+    for s, name in enumerate(_sums.WAYS):
         axes.plot(N, results["rounding"][0, s], **mark(s, line="none"), label=name)
         if name in limits:
             axes.plot(N, limits[name][0], color=mark(s)["color"], linestyle="-" if s else DASHED)
@@ -327,26 +225,26 @@ def _draw_sequential(axes: Any, results: Arrays) -> None:
     rates, ends = results["rates"], np.abs(results["sequential"]).T
     for k, name in enumerate((r"$m$: $12\eta^2+504\eta^3$", r"$b$: $168\eta^3$")):
         axes.plot(rates, ends[k], **mark(k, line="none"), label=name)
-        axes.plot(rates, gaps(rates)[k], color=mark(k)["color"])
+        axes.plot(rates, _impostors.gaps(rates)[k], color=mark(k)["color"])
     label = "distance of the end points"
     panel(axes, "one example after another", x=r"step size $\eta$", y=label, log="xy", legend="upper left")
 
 
 def _draw_mean_residual(axes: Any, results: Arrays) -> None:
-    axes.plot(SIZES, results["mean_residual"], **mark(1), label="of the mean residual")
+    axes.plot(_impostors.SIZES, results["mean_residual"], **mark(1), label="of the mean residual")
     axes.axhline(results["mean_residual/additive"], color=BLUE, label="of the mean loss")
     _expected_gradients(axes, "square of the mean residual", (-14, -4))
 
 
 def _draw_scales(axes: Any, results: Arrays) -> None:
     names = ("batch mean", "batch sum", r"$N/M\cdot$ batch sum")
-    series(axes, SIZES, dict(zip(names, results["scales"], strict=True)))
+    series(axes, _impostors.SIZES, dict(zip(names, results["scales"], strict=True)))
     _expected_gradients(axes, "mean or sum", (-4.3, 1.5))
 
 
 def _expected_gradients(axes: Any, title: str, limits: tuple[float, float]) -> None:
     labels = {"x": "batch size $M$ (examples)", "y": "expected gradient"}
-    panel(axes, title, **labels, ylim=limits, xticks=SIZES, legend="upper left")
+    panel(axes, title, **labels, ylim=limits, xticks=_impostors.SIZES, legend="upper left")
 
 
 def _draw_slopes(axes: Any, results: Arrays) -> None:
