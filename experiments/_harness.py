@@ -2,15 +2,16 @@
 
 An experiment is a module ``experiments/<stem>.py`` whose docstring opens with its claim and which defines
 
-    Config                      a frozen dataclass; every field is a flag
+    Config                      :class:`Settings`, or :class:`Seeded` ones; every field is a flag
     QUICK                       a Config that takes seconds
-    compute(config) -> arrays   a dict of NumPy arrays, all that ``check`` and ``draw`` need
-    check(arrays) -> findings   a dict of numbers; raises through :func:`require` where the claim fails
+    compute(config) -> arrays   a dict of what becomes NumPy arrays, all that ``check`` and ``draw`` need
+    check(arrays) -> findings   a dict of numbers, as :class:`experiments._claims.Claims` enters them one by one; raises
+                                :class:`UnconfirmedError` where the claim fails
+    SUMMARY                     one sentence, with the findings' names in braces
     draw(arrays) -> Figure
-    summarize(findings) -> str  one sentence
 
-and becomes ``<stem>.png``, ``.pdf``, ``.npz`` and ``.json``. Nothing is written before the claim is confirmed, and
-every file is written whole or not at all.
+and becomes ``<stem>.png``, ``.pdf``, ``.npz`` and ``.json``. Nothing is written before the claim is confirmed, every
+file is written whole or not at all, and nothing where the numbers stored are the same up to rounding.
 """
 
 import ast
@@ -20,24 +21,27 @@ import importlib
 import importlib.metadata
 import io
 import itertools
-import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, dataclass_transform
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
+from experiments import _files
+from experiments._claims import UnconfirmedError, plain
 from experiments._journal import Journal
 
 if TYPE_CHECKING:
+    from jaxtyping import Array
     from matplotlib.figure import Figure
 
 T = TypeVar("T")
+Arrays = dict[str, np.ndarray]
 
 FOLDER = Path(__file__).parent
 FIGURES = FOLDER.parent / "figures"
@@ -80,20 +84,30 @@ class GroupOptions(Options):
         return [flag for flag, is_given in given.items() if is_given] + (["--out", str(self.out)] if self.out else [])
 
 
-class UnconfirmedError(AssertionError):
-    """An experiment did not find what it claims."""
+@dataclass_transform(frozen_default=True)
+class Settings:
+    """What an experiment can be told: every class that extends this one is a frozen dataclass, and its fields flags."""
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True)(cls)
 
 
-def require(confirmed: bool | np.bool_, message: str) -> None:
-    """Raise :class:`UnconfirmedError` unless ``confirmed``."""
-    if not confirmed:
-        raise UnconfirmedError(message)
+class Seeded(Settings):
+    """Settings of an experiment that draws."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    def key(self) -> "Array":
+        """Where all keys of the experiment come from."""
+        import jax
+
+        return jax.random.key(self.seed)
 
 
-def z_scores(samples: np.ndarray, expected: Any = 0.0, axis: int = 0) -> np.ndarray:
-    """The mean of independent samples along an axis less what is expected, in standard errors."""
-    error = samples.std(axis=axis, ddof=1) / np.sqrt(samples.shape[axis])
-    return np.asarray((samples.mean(axis=axis) - expected) / error)
+def table(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> Arrays:
+    """One array for each column of rows that have the same names; the names follow a prefix."""
+    return {f"{prefix}{name}": np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def progress(items: Iterable[T], description: str) -> Iterable[T]:
@@ -213,25 +227,47 @@ def run(stem: str, flags: list[str]) -> str:
         raise ValueError(f"--seed must be from 0 to {2**32 - 1}, got {config.seed}")
     base = options.folder / stem
     if options.redraw:
-        from jaxsgd._core import files
+        from jaxsgd import sources
 
-        findings, arrays = None, files.read_arrays(base.with_suffix(".npz"))
-        found = module.check(arrays)
+        arrays = sources.load(base.with_suffix(".npz"))
+        found = plain(module.check(arrays))
+        contents = renewed(base, {"claim": claim(stem), "findings": found})
     else:
         import jax
 
         jax.config.update("jax_enable_x64", True)
         started = time.perf_counter()
-        arrays = module.compute(config)
-        found = module.check(arrays)
-        findings = record(stem, config, found, time.perf_counter() - started)
+        arrays = {name: np.asarray(value) for name, value in module.compute(config).items()}
+        found = plain(module.check(arrays))
+        made = record(stem, config, found, time.perf_counter() - started)
+        if _files.is_stored(base, arrays, made):
+            return f"{stem}: {summary(module, found)}\nthe stored numbers, up to rounding; --redraw draws them anew"
+        contents = {".npz": _files.pack_arrays(arrays), ".json": _files.pack_record(made)}
     import matplotlib as mpl
 
-    from experiments._style import SETTINGS
+    from experiments._panels import SETTINGS
 
     with mpl.rc_context(SETTINGS):
-        written = write(base, arrays, module.draw(arrays), findings)
-    return f"{stem}: {module.summarize(found)}\n{' '.join(map(shown, written))}"
+        figure = module.draw(arrays)
+        contents = {f".{kind}": _rendered(figure, kind) for kind in ("png", "pdf")} | contents
+    for suffix, content in contents.items():
+        _files.write(base.with_suffix(suffix), content)
+    return f"{stem}: {summary(module, found)}\n{' '.join(shown(base.with_suffix(suffix)) for suffix in contents)}"
+
+
+def summary(module: Any, findings: dict[str, Any]) -> str:
+    """One sentence for the terminal."""
+    if hasattr(module, "summarize"):
+        return module.summarize(findings)
+    return module.SUMMARY.format_map(findings)
+
+
+def renewed(base: Path, made: dict[str, Any]) -> dict[str, bytes]:
+    """The record of stored arrays, if they have one, where what is made of them today is not what it says."""
+    stored = _files.read_record(base)
+    if stored is None or _files.same(made, {name: stored.get(name) for name in made}):
+        return {}
+    return {".json": _files.pack_record(stored | made)}
 
 
 def parse(stem: str, module: Any, flags: list[str]) -> tuple[Any, Options]:
@@ -271,19 +307,6 @@ def record(stem: str, config: Any, findings: dict[str, float], seconds: float) -
             **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
     }
-
-
-def write(base: Path, arrays: dict[str, np.ndarray], figure: "Figure", findings: dict[str, Any] | None) -> list[Path]:
-    """Write the figure, and the arrays and findings where they are new; the same input gives the same bytes."""
-    from jaxsgd._core import files
-
-    contents = {".png": _rendered(figure, "png"), ".pdf": _rendered(figure, "pdf")}
-    if findings is not None:
-        contents[".npz"] = files.pack_arrays(arrays)
-        contents[".json"] = (json.dumps(findings, indent=2) + "\n").encode()
-    for suffix, content in contents.items():
-        files.write_bytes(base.with_suffix(suffix), content)
-    return [base.with_suffix(suffix) for suffix in contents]
 
 
 def shown(path: Path) -> str:

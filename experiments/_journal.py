@@ -4,6 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from experiments import _files
+
 
 class Journal:
     """The finished experiments of one unfinished round, in a file beside their figures.
@@ -27,10 +29,8 @@ class Journal:
 
     def enter(self, stem: str) -> None:
         """Note that the files of an experiment are there."""
-        from jaxsgd._core import files
-
         self.done[stem] = self._digest(stem)
-        files.write_bytes(self.path, json.dumps({"flags": self.flags, "done": self.done}).encode())
+        _files.write(self.path, json.dumps({"flags": self.flags, "done": self.done}).encode())
 
     def close(self) -> None:
         """The round is complete."""
@@ -38,7 +38,7 @@ class Journal:
 
     def _digest(self, stem: str) -> str:
         digest = hashlib.sha256()
-        for suffix in (".png", ".pdf", ".npz", ".json"):
+        for suffix in _files.SUFFIXES:
             path = self.folder / f"{stem}{suffix}"
             digest.update(path.read_bytes() if path.exists() else suffix.encode())
         return digest.hexdigest()

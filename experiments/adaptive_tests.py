@@ -13,7 +13,6 @@ Logistic regression is fitted by gradient descent, and batches are drawn at the 
 is doubled whenever it fails a test.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,20 +23,19 @@ from jaxtyping import Array, PyTree
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import require, z_scores
-from experiments._style import COLORS, MARKERS, page
+from experiments._claims import Claims, z_scores
+from experiments._harness import Arrays, Seeded, table
+from experiments._panels import COLORS, DASHED, DOTTED, SKY, mark, page_of, panel, reference, series
 from jaxsgd import batch_size, designs, problems, training
 
 RULES = ("norm, unbiased", "norm, published", "inner product")
 ASKED = ("norm", "inner product", "CABS")
 SCALES = (4, 16, 64)
 THETA, NU = 0.9, 5.67
-MAX_Z = 4.5
 STATISTICS = ("norm", "inner_product", "orthogonality", "unbiased_norm")
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Seeded):
     """Settings of the experiment."""
 
     batch_size: int = 32
@@ -54,39 +52,30 @@ class Config:
     """Steps in between."""
     growth: int = 2
     """By how much a batch that fails a test is multiplied."""
-    seed: int = 0
-    """Seed of everything random."""
 
 
 QUICK = Config(num_draws=300, growth=4)
+SUMMARY = (
+    "with θ = 1 and x > 2, at least {passing[published]:.0%} of the batches pass the published norm test, at most "
+    "{passing[unbiased]:.0%} the unbiased one"
+)
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """Statistics along gradient descent, and runs whose batches grow."""
-    draw_key, run_key = jax.random.split(jax.random.key(config.seed))
+    draw_key, run_key = jax.random.split(config.key())
     problem = problems.breast_cancer_logistic()
-    found, step, params = [], 0, problem.params
     steps = [0, *(2**k for k in range(config.num_records - 1))]
     optimizer = optax.sgd(config.learning_rate)  # one object, so that runs share their compilations
-    for to in steps:
-        if to > step:
-            params, step = descend(problem, params, to - step, optimizer), to
-        found.append(measure(problem, params, config, jax.random.fold_in(draw_key, to)))
+    full = designs.WithoutReplacement(len(problem.data["y"]))
+    kept = training.run_sgd(*problem, optimizer, full, steps[-1], jax.random.key(0), keep_params_at=steps).kept_params
+    found = [
+        measure(problem, jax.tree.map(lambda leaf, k=k: leaf[k], kept), config, jax.random.fold_in(draw_key, step))
+        for k, step in enumerate(steps)
+    ]
     runs = [grow(problem, rule, config, optimizer, run_key) for rule in RULES]
-    return (
-        {name: np.array([each[name] for each in found]) for name in found[0]}
-        | {f"run/{name}": np.array([each[name] for each in runs]) for name in runs[0]}
-        | {"steps": np.array(steps), "batch_size": np.array(config.batch_size)}
-        | {"population_size": np.array(len(problem.data["y"]))}
-    )
-
-
-def descend(problem: jaxsgd.Problem, params: PyTree, num_steps: int, optimizer: Any) -> PyTree:
-    """Gradient descent: SGD with the full batch."""
-    design = designs.WithoutReplacement(len(problem.data["y"]))
-    return training.run_sgd(
-        problem.loss_fn, params, problem.data, optimizer, design, num_steps, jax.random.key(0)
-    ).params
+    settings = {"steps": steps, "batch_size": config.batch_size, "population_size": len(problem.data["y"])}
+    return table(found) | table(runs, prefix="run/") | settings
 
 
 def measure(problem: jaxsgd.Problem, params: PyTree, config: Config, key: Array) -> dict[str, Any]:
@@ -94,26 +83,21 @@ def measure(problem: jaxsgd.Problem, params: PyTree, config: Config, key: Array)
     g = jaxsgd.per_example_gradients(problem.loss_fn)(params, problem.data)
     N, mean = g.count, g.mean()
     exact = jaxsgd.noise_scale(g, population_size=N)
-    squared_norm = float(exact.squared_mean_norm)
-    along = float(g.inner_products(mean).var()) / squared_norm**2
+    along = g.inner_products(mean).var() / exact.squared_mean_norm**2
     keys = jax.random.split(key, config.num_draws)
     drawn = _statistics(problem.loss_fn, config.batch_size, params, problem.data, keys)
-    loss, trace = float(g.losses().mean()), float(exact.trace_covariance)
-    gain = partial(batch_size.adascale_gain, base_batch_size=config.batch_size)
+    loss, trace = g.losses().mean(), exact.trace_covariance
     size = partial(batch_size.critical_batch_size, relative_noise=THETA**2, population_size=N)
-    return {
+    return drawn | {
         "loss": loss,
-        "noise_scale": float(exact.value),
+        "noise_scale": exact.value,
         "along": along,
-        "asked/norm": float(size(exact.value)),
-        "asked/inner product": max(
-            float(size(along)),
-            float(size((float(exact.value) - along) * THETA**2 / NU**2)),
-        ),
-        "asked/CABS": float(batch_size.cabs_batch_size(trace, loss, config.learning_rate)),
-        "asked/CABS, loss + 1": float(batch_size.cabs_batch_size(trace, loss + 1, config.learning_rate)),
-        "adascale": [float(gain(exact.value, S)) for S in SCALES],
-    } | {name: np.asarray(value) for name, value in drawn.items()}
+        "asked/norm": size(exact.value),
+        "asked/inner product": max(size(along), size((exact.value - along) * THETA**2 / NU**2)),
+        "asked/CABS": batch_size.cabs_batch_size(trace, loss, config.learning_rate),
+        "asked/CABS, loss + 1": batch_size.cabs_batch_size(trace, loss + 1, config.learning_rate),
+        "adascale": [batch_size.adascale_gain(exact.value, S, base_batch_size=config.batch_size) for S in SCALES],
+    }
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -132,7 +116,7 @@ def _statistics(loss_fn: Any, size: int, params: PyTree, data: PyTree, keys: Arr
     return jax.lax.map(one, keys, batch_size=50)
 
 
-def grow(problem: jaxsgd.Problem, rule: str, config: Config, optimizer: Any, key: Array) -> dict[str, np.ndarray]:
+def grow(problem: jaxsgd.Problem, rule: str, config: Config, optimizer: Any, key: Array) -> dict[str, Any]:
     """SGD whose batch is multiplied whenever one of its size fails a test."""
     N = len(problem.data["y"])
     params, size, sizes, losses = problem.params, 8, [], []
@@ -141,19 +125,12 @@ def grow(problem: jaxsgd.Problem, rule: str, config: Config, optimizer: Any, key
         tests = _tests(problem.loss_fn, size, params, problem.data, jax.random.fold_in(round_key, 1))
         if asked_by(rule, tests) > size:
             size = min(config.growth * size, N)
-        result = training.run_sgd(
-            problem.loss_fn,
-            params,
-            problem.data,
-            optimizer,
-            designs.WithoutReplacement(size),
-            config.steps_per_round,
-            round_key,
-        )
+        settings = optimizer, designs.WithoutReplacement(size), config.steps_per_round, round_key
+        result = training.run_sgd(problem.loss_fn, params, problem.data, *settings)
         params = result.params
         sizes.append(size)
-        losses.append(float(result.metrics["loss"][-1]))
-    return {"sizes": np.array(sizes), "losses": np.array(losses)}
+        losses.append(result.metrics["loss"][-1])
+    return {"sizes": sizes, "losses": losses}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -171,119 +148,99 @@ def asked_by(rule: str, tests: batch_size.GradientTests) -> float:
     return float(tests.norm_batch_size(theta=THETA, unbiased=rule == "norm, unbiased"))
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm the identity, the limits of published and unbiased statistics, and that batches grow to all examples."""
-    N, m = int(results["population_size"]), int(results["batch_size"])
-    x = results["noise_scale"] / m
-    gap = np.abs(results["norm"] - results["inner_product"] - results["orthogonality"]).max()
-    require(gap < 1e-10, f"norm = inner product + orthogonality must hold on every batch, off by {gap:.1e}")
-    published, honest = passing(results)
-    noisy = x > 2
-    require(noisy.any() and published[noisy].min() > 0.5, f"published: {published[noisy].min():.0%} pass where x > 2")
-    require(honest[noisy].max() < published[noisy].min() / 2, f"unbiased: {honest[noisy].max():.0%} pass where x > 2")
-    z = z_scores(results["noise"] - (x / (1 + x))[:, None] * results["squared_norm"], axis=1)
-    worst = float(z[np.argmax(np.abs(z))])
-    require(abs(worst) <= MAX_Z, f"published norm statistics must tend to x/(1 + x), {worst:.1f} standard errors off")
-    z = z_scores(results["noise"] - x[:, None] * results["squared_norm"], axis=1).max()
-    require(z < -MAX_Z, f"that published norm statistics tend to x must be rejected, got z = {z:.1f}")
-    z = z_scores(results["noise"] - x[:, None] * (results["squared_norm"] - results["noise"]), axis=1)
-    unbiased = float(z[np.argmax(np.abs(z))])
-    require(abs(unbiased) <= MAX_Z, f"unbiased norm statistics must have parts of ratio x, {unbiased:.1f} off")
-    require((results["asked/inner product"] < results["asked/norm"]).all(), "the inner-product test must ask for less")
-    change = (results["asked/CABS, loss + 1"] / results["asked/CABS"]).min()
-    require(change < 0.5, f"CABS must change with a constant in the loss, got a factor of {change:.2f}")
+    claims = Claims(population_size=results["population_size"], batch_size=results["batch_size"])
+    gap = np.abs(results["norm"] - results["inner_product"] - results["orthogonality"])
+    claims.below(gap, 1e-10, "norm = inner product + orthogonality must hold on every batch, off by {:.1e}")
+    check_norm_tests(claims, results)
+    less = results["asked/inner product"] / results["asked/norm"]
+    claims.below(less, 1, "the inner-product test must ask for less, got {:.2f} times as much")
+    change = np.min(results["asked/CABS, loss + 1"] / results["asked/CABS"])
+    claims.below(change, 0.5, "CABS must change with a constant in the loss, got a factor of {:.2f}")
     gains = results["adascale"]
-    require((gains >= 1).all() and (gains <= SCALES).all(), "AdaScale's gain must lie between 1 and S")
-    require((gains[-1] > 2 * gains[0]).all(), "AdaScale's gain must grow as the gradient drowns in noise")
-    sizes = dict(zip(RULES, results["run/sizes"], strict=True))
-    rounds = {rule: int((each < N).sum()) for rule, each in sizes.items()}
-    require(rounds["norm, unbiased"] < len(sizes["norm, unbiased"]), "batches must grow to all examples")
-    require(rounds["norm, unbiased"] < rounds["norm, published"], "the unbiased test must ask for more, and sooner")
-    require(rounds["norm, published"] < rounds["inner product"], "the inner-product test must ask for less")
-    return {
-        "population_size": N,
-        "batch_size": m,
-        "worst_z": {"published": worst, "unbiased": unbiased},
-        "passing": {"published": float(published[noisy].min()), "unbiased": float(honest[noisy].max())},
-        "rounds_below_all": rounds,
-        "gain_of_16": [float(gains[0, 1]), float(gains[-1, 1])],
-    }
+    claims.require((gains >= 1).all() and (gains <= SCALES).all(), "AdaScale's gain must lie between 1 and S")
+    claims.above(gains[-1] / gains[0], 2, "AdaScale's gain must grow as the gradient drowns in noise, not {:.2f}-fold")
+    claims["gain_of_16"] = gains[[0, -1], 1]
+    rounds = dict(zip(RULES, (results["run/sizes"] < results["population_size"]).sum(axis=1), strict=True))
+    claims["rounds_below_all"] = rounds
+    unbiased, published, inner = rounds.values()
+    claims.require(unbiased < results["run/sizes"].shape[1], "batches must grow to all examples")
+    claims.require(unbiased < published, "the unbiased test must ask for more, and sooner")
+    claims.require(published < inner, "the inner-product test must ask for less")
+    return claims
 
 
-def passing(results: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def check_norm_tests(claims: Claims, results: Arrays) -> None:
+    """What published and unbiased norm statistics tend to, and how many batches pass where the noise is large."""
+    x = results["noise_scale"] / results["batch_size"]
+    noise, norm = results["noise"], results["squared_norm"]
+    published, honest = passing(results)
+    most, few = published[x > 2].min(), honest[x > 2].max()
+    claims.above(most, 0.5, "published: {:.0%} pass where x > 2")
+    claims.below(few, most / 2, "unbiased: {:.0%} pass where x > 2")
+    claims["passing"] = {"published": most, "unbiased": few}
+    z = z_scores(noise - (x / (1 + x))[:, None] * norm, axis=1)
+    claims.agree(z, "published norm statistics must tend to x/(1 + x),", enter="worst_z.published")
+    claims.reject(z_scores(noise - x[:, None] * norm, axis=1), "that published norm statistics tend to x", side=-1)
+    z = z_scores(noise - x[:, None] * (norm - noise), axis=1)
+    claims.agree(z, "unbiased norm statistics must have parts of ratio x,", enter="worst_z.unbiased")
+
+
+def passing(results: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """The share of the batches that pass the norm test with θ = 1, as published and unbiased."""
     honest = (results["unbiased_norm"] > 0) & (results["unbiased_norm"] <= 1)
     return (results["noise"] <= results["squared_norm"]).mean(axis=1), honest.mean(axis=1)
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    share = findings["passing"]
-    return (
-        f"with θ = 1 and x > 2, at least {share['published']:.0%} of the batches pass the published norm test, at most "
-        f"{share['unbiased']:.0%} the unbiased one"
-    )
-
-
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """Who passes, what the rules ask for, what larger batches gain, and batches that grow."""
-    figure = Figure(figsize=page(nrows=2, ncols=2, height_to_width_ratio=0.5))
-    (statistics, asked), (gain, runs) = figure.subplots(2, 2)
-    _draw_statistics(statistics, results)
-    _draw_asked(asked, results)
-    _draw_gain(gain, results)
-    _draw_runs(runs, results)
-    return figure
+    return page_of(results, _draw_statistics, _draw_asked, _draw_gain, _draw_runs, nrows=2, ratio=0.5)
 
 
-def _draw_statistics(axes: Any, results: dict[str, np.ndarray]) -> None:
+def _draw_statistics(axes: Any, results: Arrays) -> None:
     x = results["noise_scale"] / results["batch_size"]
     order = np.argsort(x)
     published, honest = passing(results)
     axes.plot([x.min(), 1, 1, x.max()], [1, 1, 0, 0], color="black", linewidth=0.8, label="truth")
-    axes.plot(x[order], honest[order], color=COLORS[0], marker=MARKERS[0], label="unbiased")
-    dashed = {"linestyle": (0, (3, 1.5)), "marker": MARKERS[1], "markerfacecolor": "white"}
-    axes.plot(x[order], published[order], color=COLORS[1], label="published", **dashed)
-    axes.set(xscale="log", xlabel=r"$x=\mathrm{tr}\,\Sigma/(m\|\bar g\|^2)$", ylabel="share of the batches")
-    axes.set_title(rf"pass the norm test, $\theta=1$, $m={int(results['batch_size'])}$")
-    axes.legend(fontsize="small")
+    axes.plot(x[order], honest[order], **mark(0), label="unbiased")
+    axes.plot(x[order], published[order], **mark(1, line=DASHED, hollow=True), label="published")
+    title = rf"pass the norm test, $\theta=1$, $m={int(results['batch_size'])}$"
+    label = r"$x=\mathrm{tr}\,\Sigma/(m\|\bar g\|^2)$"
+    panel(axes, title, x=label, y="share of the batches", log="x", legend="best")
 
 
-def _draw_asked(axes: Any, results: dict[str, np.ndarray]) -> None:
-    steps = results["steps"]
-    for place, rule in enumerate(ASKED):
-        axes.plot(steps, results[f"asked/{rule}"], color=COLORS[place], marker=MARKERS[place], label=rule)
-    axes.plot(steps, results["asked/CABS, loss + 1"], color=COLORS[2], linestyle=(0, (3, 1.5)), label="CABS, loss + 1")
-    axes.axhline(results["population_size"], color="gray", linewidth=0.7, linestyle=":")
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set(
-        xlim=(-0.2, 1.3 * steps[-1]),
-        yscale="log",
-        xlabel="step of gradient descent",
-        title="exact, at the same $\\theta$",
-    )
-    axes.set_ylabel("batch size asked for (examples)")
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+def _draw_asked(axes: Any, results: Arrays) -> None:
+    series(axes, results["steps"], {rule: results[f"asked/{rule}"] for rule in ASKED})
+    axes.plot(results["steps"], results["asked/CABS, loss + 1"], color=SKY, linestyle=DASHED, label="CABS, loss + 1")
+    reference(axes, y=results["population_size"])
+    _steps(axes, results)
+    outside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    panel(axes, "exact, at the same $\\theta$", y="batch size asked for (examples)", log="y", legend=outside)
 
 
-def _draw_gain(axes: Any, results: dict[str, np.ndarray]) -> None:
-    steps = results["steps"]
+def _draw_gain(axes: Any, results: Arrays) -> None:
     for place, S in enumerate(SCALES):
-        axes.plot(steps, results["adascale"][:, place], color=COLORS[place], marker=MARKERS[place], label=f"$S={S}$")
-        axes.axhline(S, color=COLORS[place], linewidth=0.7, linestyle=":")
-    axes.set_xscale("symlog", linthresh=1)
+        axes.plot(results["steps"], results["adascale"][:, place], **mark(place), label=f"$S={S}$")
+        reference(axes, y=S, color=COLORS[place])
+    _steps(axes, results)
     axes.set_yscale("log", base=2)
-    axes.set(xlim=(-0.2, 1.3 * steps[-1]), xlabel="step of gradient descent", ylabel="AdaScale's gain (steps)")
-    axes.set_title(f"$S$ batches of {int(results['batch_size'])} in place of one")
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, 0.95))
+    upper_left = {"loc": "upper left", "bbox_to_anchor": (0, 0.95)}
+    title = f"$S$ batches of {int(results['batch_size'])} in place of one"
+    panel(axes, title, y="AdaScale's gain (steps)", legend=upper_left)
 
 
-def _draw_runs(axes: Any, results: dict[str, np.ndarray]) -> None:
+def _steps(axes: Any, results: Arrays) -> None:
+    """Steps 0, 1, 2, 4, … of gradient descent along the horizontal axis."""
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set(xlim=(-0.2, 1.3 * results["steps"][-1]), xlabel="step of gradient descent")
+
+
+def _draw_runs(axes: Any, results: Arrays) -> None:
     rounds = np.arange(1, results["run/sizes"].shape[1] + 1)
-    lines = ("-", (0, (3, 1.5)), (0, (1, 1)))
-    for place, rule in enumerate(RULES):
-        style = {"color": COLORS[place], "linestyle": lines[place], "drawstyle": "steps-mid"}
-        axes.plot(rounds, results["run/sizes"][place], marker=MARKERS[place], markevery=(place, 4), label=rule, **style)
-    axes.axhline(results["population_size"], color="gray", linewidth=0.7, linestyle=":")
-    axes.set(yscale="log", xlabel="round of SGD", ylabel="batch size (examples)", title="doubled where a batch fails")
-    axes.legend(fontsize="small", loc="lower right")
+    for place, (rule, line) in enumerate(zip(RULES, ("-", DASHED, DOTTED), strict=True)):
+        style = {"drawstyle": "steps-mid", "markevery": (place, 4)}
+        axes.plot(rounds, results["run/sizes"][place], **mark(place, line=line), **style, label=rule)
+    reference(axes, y=results["population_size"])
+    title = "doubled where a batch fails"
+    panel(axes, title, x="round of SGD", y="batch size (examples)", log="y", legend="lower right")

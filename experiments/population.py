@@ -24,8 +24,8 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import require
-from experiments._style import COLORS, MARKERS, page
+from experiments._claims import require
+from experiments._panels import COLORS, MARKERS, page
 from jaxsgd import designs, estimators, problems
 
 MAX_Z = 4.5
@@ -210,7 +210,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """The enumerated parts, drawn data sets of digits, augmented batches."""
-    figure = Figure(figsize=page(ncols=3, height_to_width_ratio=0.95))
+    figure = page(ncols=3, height_to_width_ratio=0.95)
     exact, drawn, augmented = figure.subplots(1, 3)
     _draw_exact(exact, results)
     _draw_data_sets(drawn, results)

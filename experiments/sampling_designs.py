@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 import jaxsgd
-from experiments._harness import progress, require
-from experiments._style import COLORS, page
+from experiments._claims import require
+from experiments._harness import progress
+from experiments._panels import COLORS, page
 from jaxsgd import designs, estimators, problems
 
 MAX_Z = 4.5
@@ -224,7 +225,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Design effect against batch size, one panel for each problem."""
-    figure = Figure(figsize=page(ncols=4, height_to_width_ratio=1.15))
+    figure = page(ncols=4, height_to_width_ratio=1.15)
     panels = list(dict.fromkeys(results["panel"].tolist()))
     handles: dict[str, Any] = {}
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):

@@ -28,8 +28,9 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import progress, require
-from experiments._style import COLORS, MARKERS, page
+from experiments._claims import require
+from experiments._harness import progress
+from experiments._panels import COLORS, MARKERS, page
 from jaxsgd import designs, problems, training
 
 Settings = dict[str, float]
@@ -319,7 +320,7 @@ def summarize(findings: dict[str, Any]) -> str:
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Losses against steps and examples for each optimizer, and the distance of sum and mean."""
     names = results["optimizers"]
-    figure = Figure(figsize=page(ncols=len(names) + 1, nrows=2, height_to_width_ratio=1.0))
+    figure = page(ncols=len(names) + 1, nrows=2, height_to_width_ratio=1.0)
     grid = figure.add_gridspec(2, len(names) + 1, width_ratios=[*([1] * len(names)), 1.35])
     for row, unit in enumerate(("steps", "examples")):
         first = None

@@ -26,8 +26,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._harness import progress, require
-from experiments._style import COLORS, MARKERS, page
+from experiments._claims import require
+from experiments._harness import progress
+from experiments._panels import COLORS, MARKERS, page
 from jaxsgd import designs, dynamics
 
 LOSSES = dynamics.Quadratics.from_minima([1, 2, 3], [3, 0, -1])
@@ -243,7 +244,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Three panels: E δ² against η, mean end of epochs against η, covariances within an epoch."""
-    figure = Figure(figsize=page(ncols=3, height_to_width_ratio=0.85))
+    figure = page(ncols=3, height_to_width_ratio=0.85)
     left, middle, right = figure.subplots(1, 3)
     draw_squares(left, results)
     draw_means(middle, results)

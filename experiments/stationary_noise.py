@@ -22,8 +22,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._harness import progress, require, z_scores
-from experiments._style import COLORS, MARKERS, page
+from experiments._claims import require, z_scores
+from experiments._harness import progress
+from experiments._panels import COLORS, MARKERS, page
 from jaxsgd import designs, dynamics, problems
 
 SMALL = dynamics.Quadratics.from_minima([1, 2, 3], [3, 0, -1]).floats()
@@ -264,7 +265,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Three panels: noise against step size, along scaling rules, and the threshold."""
-    figure = Figure(figsize=page(ncols=3, height_to_width_ratio=0.85))
+    figure = page(ncols=3, height_to_width_ratio=0.85)
     left, middle, right = figure.subplots(1, 3)
     draw_noise(left, results)
     draw_scaling(middle, results)

@@ -21,10 +21,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import progress, require
+from experiments._claims import require
+from experiments._harness import progress
 from experiments._models import mlp
+from experiments._panels import COLORS, MARKERS, column
 from experiments._peak_memory import peak_bytes
-from experiments._style import COLORS, MARKERS, column
 from experiments._timing import in_turn, relative_error, seconds, summary
 from jaxsgd._core import validate
 
@@ -186,7 +187,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """The cost of a pass, and the peak memory against the size of the data set."""
-    figure = Figure(figsize=column(nrows=2, height_to_width_ratio=0.42))
+    figure = column(nrows=2, height_to_width_ratio=0.42)
     cost, memory = figure.subplots(nrows=2)
     names, models = results["names"].tolist(), results["models"].tolist()
     places = np.arange(len(names))[::-1]

@@ -27,9 +27,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 import jaxsgd
-from experiments._harness import progress, require
+from experiments._claims import require
+from experiments._harness import progress
 from experiments._models import gpt
-from experiments._style import COLORS, MARKERS, page
+from experiments._panels import COLORS, MARKERS, page
 from experiments._timing import flat, in_turn, relative_error, seconds
 from jaxsgd import designs, monitors, problems, sweeps, training
 
@@ -256,7 +257,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Times per step against the batch size, and the loss that each cell ends with."""
-    figure = Figure(figsize=page(ncols=2, height_to_width_ratio=0.7))
+    figure = page(ncols=2, height_to_width_ratio=0.7)
     left, right = figure.subplots(ncols=2)
     sizes = results["batch_sizes"]
     lines = {"Python loop over jitted steps": "loop_microseconds", "sweep": "sweep_microseconds"}
@@ -266,7 +267,7 @@ def draw(results: dict[str, np.ndarray]) -> Figure:
     left.set_ylim(float(results["sweep_microseconds"].min()) / 2, 2 * float(results["loop_microseconds"].max()))
     left.set_xscale("log", base=2)
     left.yaxis.set_minor_formatter(NullFormatter())
-    left.legend()
+    left.legend(fontsize=6)
     losses = np.nan_to_num(results["final_loss"], nan=np.inf)
     shades = [str(gray) for gray in np.linspace(0.75, 0.0, losses.shape[1])]
     markers = ("o", "s", "^", "D", "v")
@@ -275,5 +276,5 @@ def draw(results: dict[str, np.ndarray]) -> Figure:
         right.plot(sizes, middle, f"{markers[k % 5]}-", color=shade, label=f"{rate:g}")
     right.set(yscale="log", xlabel="batch size $M$", ylabel=f"median loss after {int(results['num_steps']):,} steps")
     right.set_xscale("log", base=2)
-    right.legend(title="learning rate", ncols=2)
+    right.legend(title="learning rate", ncols=2, fontsize=6)
     return figure

@@ -22,8 +22,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import require
-from experiments._style import COLORS, MARKERS, page
+from experiments._claims import require
+from experiments._panels import COLORS, MARKERS, page
 from jaxsgd import designs, dynamics, problems
 
 GRADIENTS = (1, 2, 4, 7, 11, 17)
@@ -185,7 +185,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Biases, scales, and Langevin dynamics, from left to right."""
-    figure = Figure(figsize=page(ncols=3, height_to_width_ratio=0.85))
+    figure = page(ncols=3, height_to_width_ratio=0.85)
     left, middle, right = figure.subplots(1, 3)
     _draw_biases(left, results)
     labels = {"mean": "mean", "sum": "sum", "total": "$N/M$ times the sum"}

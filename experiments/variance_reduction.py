@@ -24,9 +24,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._harness import progress, require
+from experiments._claims import require
+from experiments._harness import progress
 from experiments._models import mean_loss
-from experiments._style import COLORS, page
+from experiments._panels import COLORS, page
 from jaxsgd import designs, estimators, problems, variance_reduction
 
 METHODS = {
@@ -245,7 +246,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Variance ratios along training on two problems, and against the distance of the snapshot on three."""
-    figure = Figure(figsize=page(ncols=3, height_to_width_ratio=0.95))
+    figure = page(ncols=3, height_to_width_ratio=0.95)
     *left, right = figure.subplots(1, 3, sharey=True)
     for axes, panel, ratios in zip(left, PANELS, results["ratio"], strict=True):
         for (name, (color, marker, dash)), values in zip(METHODS.items(), ratios.T, strict=True):

@@ -26,8 +26,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
 import jaxsgd
-from experiments._harness import progress, require
-from experiments._style import COLORS, MARKERS, column
+from experiments._claims import require
+from experiments._harness import progress
+from experiments._panels import COLORS, MARKERS, column
 from jaxsgd import designs, estimators, problems
 from jaxsgd._core import files, validate
 
@@ -211,7 +212,7 @@ def summarize(findings: dict[str, Any]) -> str:
 
 def draw(results: dict[str, np.ndarray]) -> Figure:
     """Variance against batch size on top, the ratio of the two designs below."""
-    figure = Figure(figsize=column(nrows=2, height_to_width_ratio=0.62))
+    figure = column(nrows=2, height_to_width_ratio=0.62)
     top, bottom = figure.subplots(2, 1, height_ratios=(1.5, 1))
     exact = {design: results[f"{design}/exact"] for design in DESIGNS}
     size = exact["with_replacement"].shape[1]

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import _harness
+from experiments import _claims, _harness
 from jaxsgd._core import files
 from tests.support.controls import CONTROLS
 from tests.support.registry import quick
@@ -71,7 +71,7 @@ def test_headline_laws():
 
 def test_unconfirmed_claim_writes_nothing(tmp_path, monkeypatch, capsys):
     module = importlib.import_module(f"experiments.{HEADLINE}")
-    monkeypatch.setattr(module, "MAX_Z", 0.0)
+    monkeypatch.setattr(_claims, "MAX_Z", 0.0)
     assert _harness.main([HEADLINE, *SMALL, "--out", str(tmp_path)]) == 1
     assert "claim not confirmed, nothing written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
