@@ -29,7 +29,7 @@ def test_streaming_findings():
     findings = streaming_speed.check(MADE_UP)
     assert findings["within_target_ratio"]
     assert findings["growth_share_of_added_data"] == {"logistic regression": round(200 / 3000, 3)}
-    assert "costs 1.40 to 1.40 plain passes" in streaming_speed.summarize(findings)
+    assert "costs 1.40 to 1.40 plain passes" in _harness.summary(streaming_speed, findings)
 
 
 @pytest.mark.parametrize(
