@@ -11,7 +11,6 @@ batches really drawn.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,33 +20,31 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 import jaxsgd
-from experiments._claims import require
-from experiments._harness import progress
-from experiments._panels import COLORS, page
+from experiments._claims import MAX_Z, Claims
+from experiments._harness import Arrays, Seeded, progress, table
+from experiments._panels import BLUE, DASHED, ORANGE, SKY, page, panel
 from jaxsgd import designs, estimators, problems
 
-MAX_Z = 4.5
 DRAWN = ((6, 3), (1536, 64))  # population and batch sizes at which batches are drawn too
 SMALL = {"six scalar gradients": (1, 2, 3, 6), "line fit": (1, 2, 3, 4)}  # ticks
 Laws = dict[str, Callable[[int], designs.SamplingDesign]]
 STYLES = {
-    "with replacement": ("black", "", (0, (3, 1.5))),
+    "with replacement": ("black", "", DASHED),
     "distinct units": ("black", "x", ":"),
     "without replacement": ("black", "o", "-"),
     "Bernoulli": ("0.5", "v", ":"),
-    "Poisson, optimal": (COLORS[2], "v", ":"),
-    "importance, optimal": (COLORS[2], "^", "-"),
-    "conditional Poisson": (COLORS[2], "D", "--"),
-    "stratified": (COLORS[0], "D", "-"),
-    "systematic": (COLORS[0], "s", "--"),
-    "blocks": (COLORS[1], "s", "-"),
-    "circular blocks": (COLORS[1], "P", "--"),
+    "Poisson, optimal": (SKY, "v", ":"),
+    "importance, optimal": (SKY, "^", "-"),
+    "conditional Poisson": (SKY, "D", "--"),
+    "stratified": (BLUE, "D", "-"),
+    "systematic": (BLUE, "s", "--"),
+    "blocks": (ORANGE, "s", "-"),
+    "circular blocks": (ORANGE, "P", "--"),
     "blocks, sorted by label": ("0.5", "X", "-."),
 }
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Seeded):
     """Settings of the experiment."""
 
     panels: tuple[str, ...] = ("six scalar gradients", "line fit", "diabetes", "digits")
@@ -60,54 +57,52 @@ class Config:
     """Batches drawn for every check of an exact variance."""
     num_sizes: int = 7
     """At most how many batch sizes of a problem, the smallest."""
-    seed: int = 0
-    """Seed of everything random."""
 
 
 QUICK = Config(panels=("six scalar gradients", "digits"), num_examples=60, hidden=4, num_draws=100, num_sizes=3)
+SUMMARY = (
+    "every design unbiased to {largest_bias:.0e}; drawn variances within {worst_z:.1f} standard errors; blocks of "
+    "digits sorted by label have {largest_effect[digits, blocks, sorted by label]:.0f} times the variance of "
+    "independent draws"
+)
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """The exact variance of every design at every batch size, and some drawn ones, on four problems."""
-    key, draw_key = jax.random.split(jax.random.key(config.seed))
-    rows: list[tuple[Any, ...]] = []
+    key, draw_key = jax.random.split(config.key())
+    rows: list[dict[str, Any]] = []
     available = populations(config, key)
-    for panel in config.panels:
-        if panel not in available:
-            raise ValueError(f"panels must be among {', '.join(available)}, got {panel}")
-        g, labels, sizes = available[panel]
+    for name in config.panels:
+        if name not in available:
+            raise ValueError(f"panels must be among {', '.join(available)}, got {name}")
+        g, labels, sizes = available[name]
         trace = float(jaxsgd.moments.of(g).trace_covariance(ddof=0))
-        for name, law in progress(laws(g, labels).items(), panel):
-            by_label = name.endswith("sorted by label")
+        for kind, law in progress(laws(g, labels).items(), name):
+            by_label = kind.endswith("sorted by label")
             population = g.take(np.argsort(labels, kind="stable")) if by_label else g
             for M in sizes[: config.num_sizes]:
-                design = law(M) if possible(name, M, g.count, labels) else None
-                if design is not None:
-                    rows.append((panel, name, M, *measure(design, population, trace, config, draw_key)))
-    names = ("panel", "design", "batch_size", "bias", "effect", "drawn", "standard_error", "intraclass")
-    return {name: np.array([row[i] for row in rows]) for i, name in enumerate(names)}
+                if possible(kind, M, g.count, labels):
+                    place = {"panel": name, "design": kind, "batch_size": M}
+                    rows.append(place | measure(law(M), population, trace, config, draw_key))
+    return table(rows)
 
 
 def populations(config: Config, key: jax.Array) -> dict[str, tuple[Any, np.ndarray | None, tuple[int, ...]]]:
     """Per-example gradients, labels where there are classes, and batch sizes."""
-    line = problems.line_fit()
-    digits = problems.digits_mlp(key=key, hidden=config.hidden)
-    digits = digits._replace(data=jax.tree.map(lambda leaf: leaf[: config.num_examples], digits.data))
-    diabetes = problems.diabetes_regression()
-    diabetes = diabetes._replace(data=jax.tree.map(lambda leaf: leaf[:440], diabetes.data))
-    six = problems.Problem(
-        lambda theta, value: theta * value, jnp.ones(()), jnp.array([1.0, 2.0, 4.0, 7.0, 11.0, 17.0])
-    )
+    digits = problems.digits_mlp(key=key, hidden=config.hidden).take(slice(config.num_examples))
+    diabetes = problems.diabetes_regression().take(slice(440))
+    values = jnp.array([1.0, 2.0, 4.0, 7.0, 11.0, 17.0])
+    six = problems.Problem(lambda theta, value: theta * value, jnp.ones(()), values)
     divisors = tuple(M for M in (1, 4, 12, 16, 64, 256, 512) if config.num_examples % M == 0)
-    measured = {
-        name: jaxsgd.per_example_gradients(problem.loss_fn)(problem.params, problem.data)
-        for name, problem in {"six": six, "line fit": line, "diabetes": diabetes, "digits": digits}.items()
+    given: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
+        "six scalar gradients": (six, None, (1, 2, 3, 4, 5, 6)),
+        "line fit": (problems.line_fit(), None, (1, 2, 3, 4)),
+        "diabetes": (diabetes, None, (1, 4, 20, 88, 220)),
+        "digits": (digits, np.asarray(digits.data["y"]), divisors),
     }
     return {
-        "six scalar gradients": (measured["six"], None, (1, 2, 3, 4, 5, 6)),
-        "line fit": (measured["line fit"], None, (1, 2, 3, 4)),
-        "diabetes": (measured["diabetes"], None, (1, 4, 20, 88, 220)),
-        "digits": (measured["digits"], np.asarray(digits.data["y"]), divisors),
+        name: (jaxsgd.per_example_gradients(problem.loss_fn)(problem.params, problem.data), labels, sizes)
+        for name, (problem, labels, sizes) in given.items()
     }
 
 
@@ -151,16 +146,22 @@ def possible(name: str, M: int, N: int, labels: np.ndarray | None) -> bool:
     return name != "Poisson, optimal" or M < N
 
 
-def measure(design: Any, g: Any, trace: float, config: Config, key: jax.Array) -> tuple[float, ...]:
+def measure(design: Any, g: Any, trace: float, config: Config, key: jax.Array) -> dict[str, Any]:
     """Relative bias, design effect, the drawn one with its standard error, and 1 + (M−1)ρ of the groups, if any."""
     exact, mean, M = estimators.exact(design, g), g.mean(), design.expected_batch_size(g.count)
     error = sum(float(jnp.sum((a - b) ** 2)) for a, b in zip(*map(jax.tree.leaves, (exact.mean, mean)), strict=True))
-    scale = float(jnp.sqrt(g.squared_norms()).mean())
-    drawn = (np.nan, np.nan)
+    found = {
+        "bias": np.sqrt(error) / float(jnp.sqrt(g.squared_norms()).mean()),
+        "effect": float(exact.variance) * M / trace,
+        "drawn": np.nan,
+        "standard_error": np.nan,
+        "intraclass": kish(design, g, trace),
+    }
     if (g.count, M) in DRAWN:
         estimate = estimators.monte_carlo(design, g, key=key, num_draws=config.num_draws)
-        drawn = float(estimate.variance) * M / trace, float(estimate.standard_error) * M / trace
-    return np.sqrt(error) / scale, float(exact.variance) * M / trace, *drawn, kish(design, g, trace)
+        found["drawn"] = float(estimate.variance) * M / trace
+        found["standard_error"] = float(estimate.standard_error) * M / trace
+    return found
 
 
 def kish(design: Any, g: Any, trace: float) -> float:
@@ -170,80 +171,75 @@ def kish(design: Any, g: Any, trace: float) -> float:
     """
     if not isinstance(design, designs.Systematic | designs.Blocks):
         return np.nan
-    groups = design.assignment_of(g.count)
+    groups, M = design.assignment_of(g.count), design.batch_size
     sums = [g.weighted_sum(jnp.asarray((groups == r) - 1 / len(set(groups)))) for r in np.unique(groups)]
     squares = sum(float(jnp.sum(leaf**2)) for total in sums for leaf in jax.tree.leaves(total))
-    correlation = (
-        (squares - g.count * trace) / ((design.batch_size - 1) * g.count * trace) if design.batch_size > 1 else 0
-    )
-    return 1 + (design.batch_size - 1) * correlation
+    correlation = (squares - g.count * trace) / ((M - 1) * g.count * trace) if M > 1 else 0
+    return 1 + (M - 1) * correlation
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm unbiasedness, known design effects, Kish's law, the drawn variances, and harm and help of correlation."""
-    require(results["bias"].max() < 1e-12, f"every design must be unbiased, got a bias of {results['bias'].max():.1e}")
-
-    def effect(panel: str, design: str) -> dict[int, float]:
-        rows = (results["panel"] == panel) & (results["design"] == design)
-        return dict(zip(results["batch_size"][rows].tolist(), results["effect"][rows].tolist(), strict=True))
-
-    six = {name: effect("six scalar gradients", name) for name in ("systematic", "blocks")}
-    gold = {("systematic", 2): 43 / 93, ("systematic", 3): 25 / 93, ("blocks", 2): 163 / 93, ("blocks", 3): 196 / 93}
-    for (name, M), expected in gold.items():
-        require(abs(six[name][M] - expected) < 1e-12, f"the design effect of {name} at M = {M} must be {expected}")
-    grouped = np.isfinite(results["intraclass"])
-    gap = np.abs(results["effect"] - results["intraclass"])[grouped].max()
-    require(gap < 1e-9, f"the design effect of groups must be 1 + (M−1)ρ, got a difference of {gap:.1e}")
+    claims = Claims()
+    claims.below(results["bias"], 1e-12, "every design must be unbiased, got a bias of {:.1e}", enter="largest_bias")
+    check_groups(claims, results)
     seen = np.isfinite(results["drawn"]) & (results["standard_error"] > 1e-12)
-    z = (results["drawn"] - results["effect"])[seen] / results["standard_error"][seen]
-    require(np.abs(z).max() < MAX_Z, f"a drawn variance is {z[np.abs(z).argmax()]:.1f} standard errors off")
-    independent = (1 - results["effect"])[seen] / results["standard_error"][seen]
-    require(np.abs(independent).max() > MAX_Z, "the law of independent draws must be rejected somewhere")
-    harm = max(effect("digits", "blocks, sorted by label").values())
-    require(harm > 2, f"batches of one class must be noisier than independent draws, got a design effect of {harm:.2f}")
-    units, draws = (effect("six scalar gradients", name) for name in ("distinct units", "with replacement"))
-    require(all(units[M] <= draws[M] for M in units), "averaging distinct units must not be worse than all draws")
-    return {
-        "largest_bias": float(results["bias"].max()),
-        "worst_z": float(np.abs(z).max()),
-        "largest_effect": {
-            "digits, blocks, sorted by label": harm,
-            "digits, blocks": max(effect("digits", "blocks").values()),
-        },
-        "least_effect": {name: min(effect("digits", name).values()) for name in ("stratified", "importance, optimal")},
-    }
+    drawn, exact, error = (results[name][seen] for name in ("drawn", "effect", "standard_error"))
+    claims.agree((drawn - exact) / error, "a drawn variance is")
+    claims["worst_z"] = np.abs((drawn - exact) / error).max()
+    independent = np.abs((1 - exact) / error).max()
+    claims.above(independent, MAX_Z, "the law of independent draws must be rejected somewhere, got z = {:.1f}")
+    sorted_blocks = effect(results, "digits", "blocks, sorted by label")
+    message = "batches of one class must be noisier than independent draws, got a design effect of {:.2f}"
+    enter = "largest_effect.digits, blocks, sorted by label"
+    claims.above(max(sorted_blocks.values()), 2, message, enter=enter)
+    claims["largest_effect"]["digits, blocks"] = max(effect(results, "digits", "blocks").values())
+    helpful = ("stratified", "importance, optimal")
+    claims["least_effect"] = {name: min(effect(results, "digits", name).values()) for name in helpful}
+    units, draws = (effect(results, "six scalar gradients", name) for name in ("distinct units", "with replacement"))
+    better = all(units[M] <= draws[M] for M in units)
+    claims.require(better, "averaging distinct units must not be worse than all draws")
+    return claims
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    harm = findings["largest_effect"]["digits, blocks, sorted by label"]
-    return (
-        f"every design unbiased to {findings['largest_bias']:.0e}; drawn variances within {findings['worst_z']:.1f} "
-        f"standard errors; blocks of digits sorted by label have {harm:.0f} times the variance of independent draws"
-    )
+def effect(results: Arrays, name: str, design: str) -> dict[int, float]:
+    """The design effect in a panel by batch size."""
+    rows = (results["panel"] == name) & (results["design"] == design)
+    return dict(zip(results["batch_size"][rows].tolist(), results["effect"][rows].tolist(), strict=True))
 
 
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def check_groups(claims: Claims, results: Arrays) -> None:
+    """Systematic batches and blocks have the design effects known for six gradients, and Kish's law everywhere."""
+    known = {("systematic", 2): 43 / 93, ("systematic", 3): 25 / 93, ("blocks", 2): 163 / 93, ("blocks", 3): 196 / 93}
+    for (name, M), expected in known.items():
+        message = f"the design effect of {name} at M = {M} must be {expected}, got {{}}"
+        claims.equal(effect(results, "six scalar gradients", name)[M], expected, message)
+    grouped = np.isfinite(results["intraclass"])
+    gap = np.abs(results["effect"] - results["intraclass"])[grouped]
+    claims.below(gap, 1e-9, "the design effect of groups must be 1 + (M−1)ρ, got a difference of {:.1e}")
+
+
+def draw(results: Arrays) -> Figure:
     """Design effect against batch size, one panel for each problem."""
     figure = page(ncols=4, height_to_width_ratio=1.15)
-    panels = list(dict.fromkeys(results["panel"].tolist()))
+    names = list(dict.fromkeys(results["panel"].tolist()))
     handles: dict[str, Any] = {}
-    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for name, (color, marker, dash) in STYLES.items():
-            rows = (results["panel"] == panel) & (results["design"] == name) & (results["effect"] > 1e-9)
-            M, effect = results["batch_size"][rows], results["effect"][rows]
+    for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
+        for design, (color, marker, line) in STYLES.items():
+            rows = (results["panel"] == name) & (results["design"] == design) & (results["effect"] > 1e-9)
+            M, exact, drawn, error = (results[key][rows] for key in ("batch_size", "effect", "drawn", "standard_error"))
             if rows.any():
-                (handles[name],) = axes.plot(M, effect, color=color, marker=marker, linestyle=dash, markersize=2.8)
-                error = 2 * results["standard_error"][rows]
-                axes.errorbar(M, results["drawn"][rows], error, color=color, linestyle="none", capsize=1.5)
-        axes.set(title=panel, xscale="log", yscale="log", xlabel="batch size $M$ (examples)")
+                style = {"color": color, "marker": marker, "linestyle": line}
+                (handles[design],) = axes.plot(M, exact, **style, markersize=2.8)
+                axes.errorbar(M, drawn, 2 * error, color=color, linestyle="none", capsize=1.5)
+        panel(axes, name, x="batch size $M$ (examples)", log="xy")
         axes.title.set_fontsize("small")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        if panel == "diabetes":
+        if name == "diabetes":
             axes.set_yticks([0.2, 0.5, 1])
-        if panel in SMALL:
-            axes.set_xticks(SMALL[panel], map(str, SMALL[panel]))
+        if name in SMALL:
+            axes.set_xticks(SMALL[name], map(str, SMALL[name]))
             axes.xaxis.set_minor_locator(NullLocator())
     figure.axes[0].set_ylabel(r"variance $\div$ $\mathrm{tr}\,\Sigma/M$")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize="x-small")

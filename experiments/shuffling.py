@@ -17,7 +17,6 @@ runs. Middle: the mean of δ, divided by η. Right: the covariance of two batche
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -26,9 +25,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._claims import require
-from experiments._harness import progress
-from experiments._panels import COLORS, MARKERS, page
+from experiments._claims import MAX_Z, Claims
+from experiments._harness import Arrays, Seeded, progress
+from experiments._panels import BLUE, DOTTED, LONG_DASHED, ORANGE, SKY, mark, note, page_of, panel
 from jaxsgd import designs, dynamics
 
 LOSSES = dynamics.Quadratics.from_minima([1, 2, 3], [3, 0, -1])
@@ -37,11 +36,9 @@ ENDS = np.array([-21, -9, -18, 6, 3, 15]) / 29  # of the six orders, at η = 1/4
 GRADIENTS = np.array([1.0, 2, 4, 7, 11, 17])
 EPOCHS = (designs.Reshuffling(1), designs.Reshuffling(2), designs.Reshuffling(4, drop_last=False))
 SHORT, SHORT_GRADIENTS = designs.Reshuffling(2, drop_last=False), np.array([1.0, 2, 4, 8, 16])
-MAX_Z = 4.5
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Seeded):
     """Settings of the experiment."""
 
     halvings: int = 10
@@ -50,58 +47,59 @@ class Config:
     """At how many of the step sizes, from the largest, runs are simulated."""
     num_runs: int = 20_000
     """Independent runs for each point; five times as many epochs at one θ for the covariances."""
-    seed: int = 0
-    """Seed of everything random."""
 
 
 QUICK = Config(simulated=2, num_runs=4_000)
+SUMMARY = (
+    "batches of an epoch have covariance {cross_covariance:.2f}, E δ² is of order {slope_independent:.2f} in η for "
+    "independent batches, {slope_random:.2f} for reshuffling, {slope_fixed:.2f} in a fixed order; reshuffled epochs "
+    "end at {bias_over_learning_rate:.4f} η on average"
+)
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """Exact laws at all step sizes, simulated runs at some, and the batches of many epochs."""
-    keys = jax.random.split(jax.random.key(config.seed), 4)
+    keys = jax.random.split(config.key(), 4)
     rates = [Fraction(1, 2**k) for k in range(2, config.halvings + 1)]
     return exact(rates) | simulate(config, rates[: config.simulated], keys[0]) | frozen(config, *keys[1:])
 
 
-def exact(rates: Sequence[Fraction]) -> dict[str, np.ndarray]:
+def exact(rates: Sequence[Fraction]) -> Arrays:
     """The mean and the second moment of δ at the ends of epochs, shape (rates,), or (rates, 6) for the fixed orders."""
     independent = [dynamics.step_law(LOSSES, designs.WithReplacement(1), eta).stationary() for eta in rates]
     random = [dynamics.reshuffled_law(LOSSES, designs.Reshuffling(1), eta).stationary() for eta in rates]
     fixed = [[dynamics.fixed_order_law(LOSSES, order, eta).stationary() for order in ORDERS] for eta in rates]
     origin = LOSSES.minimum()
-    return {
-        "learning_rate": np.array(rates, dtype=float),
-        "independent/mean": np.array([state.mean.item() for state in independent], dtype=float),
-        "independent/square": np.array([state.second_moment(origin).item() for state in independent], dtype=float),
-        "random/mean": np.array([state.mean.item() for state in random], dtype=float),
-        "random/square": np.array([state.second_moment(origin).item() for state in random], dtype=float),
-        "fixed/mean": np.array([[state.mean.item() for state in row] for row in fixed], dtype=float),
+    found = {
+        "learning_rate": rates,
+        "independent/mean": [state.mean.item() for state in independent],
+        "independent/square": [state.second_moment(origin).item() for state in independent],
+        "random/mean": [state.mean.item() for state in random],
+        "random/square": [state.second_moment(origin).item() for state in random],
+        "fixed/mean": [[state.mean.item() for state in row] for row in fixed],
     }
+    return {name: np.array(values, dtype=float) for name, values in found.items()}
 
 
-def simulate(config: Config, rates: Sequence[Fraction], key: jax.Array) -> dict[str, np.ndarray]:
+def simulate(config: Config, rates: Sequence[Fraction], key: jax.Array) -> dict[str, Any]:
     """Runs of 3/η epochs from the minimum, after which exp(−18) is left of the start: the mean of δ and of δ²."""
-    found: dict[str, list[Any]] = {"independent": [], "random": [], "fixed": []}
+    found: dict[str, list[Any]] = {"independent/drawn": [], "random/drawn": [], "fixed/drawn": []}
     for place, eta in enumerate(progress(rates, "step sizes")):
-        epochs, rate = int(3 / eta), float(eta)
+        epochs, rate, runs = int(3 / eta), float(eta), config.num_runs
         first, second = jax.random.split(jax.random.fold_in(key, place))
-        steps = dynamics.simulate_steps(
-            LOSSES, designs.WithReplacement(1), rate, key=first, num_steps=3 * epochs, num_runs=config.num_runs
-        )
-        ends = dynamics.simulate_epochs(
-            LOSSES, designs.Reshuffling(1), rate, key=second, num_epochs=epochs, num_runs=config.num_runs
-        )
-        found["independent"].append(summary(steps[:, 0]))
-        found["random"].append(summary(ends[:, 0]))
-        found["fixed"].append([cycle(order, rate, epochs) for order in ORDERS])
-    return {f"{name}/drawn": np.array(values) for name, values in found.items()}
+        batches, order = designs.WithReplacement(1), designs.Reshuffling(1)
+        steps = dynamics.simulate_steps(LOSSES, batches, rate, key=first, num_steps=3 * epochs, num_runs=runs)
+        ends = dynamics.simulate_epochs(LOSSES, order, rate, key=second, num_epochs=epochs, num_runs=runs)
+        rows = summary(steps[:, 0]), summary(ends[:, 0]), [cycle(order, rate, epochs) for order in ORDERS]
+        for rows_so_far, row in zip(found.values(), rows, strict=True):
+            rows_so_far.append(row)
+    return found
 
 
 def summary(delta: Any) -> list[float]:
     """The mean of δ and its standard error, the mean of δ² and its standard error, over independent runs."""
-    values = [np.asarray(delta), np.asarray(delta) ** 2]
-    return [float(x) for v in values for x in (v.mean(), v.std(ddof=1) / np.sqrt(len(v)))]
+    delta = np.asarray(delta)
+    return [number for values in (delta, delta**2) for number in mean_and_error(values)]
 
 
 def cycle(order: Sequence[int], rate: float, epochs: int) -> float:
@@ -112,30 +110,29 @@ def cycle(order: Sequence[int], rate: float, epochs: int) -> float:
     return theta
 
 
-def frozen(config: Config, key: jax.Array, start_key: jax.Array, short_key: jax.Array) -> dict[str, np.ndarray]:
+def frozen(config: Config, key: jax.Array, start_key: jax.Array, short_key: jax.Array) -> dict[str, Any]:
     """Covariances of the first batch of an epoch with the later ones at one θ; averages of an epoch's batches."""
     centered = GRADIENTS - GRADIENTS.mean()
-    exact_law = [float(centered @ d.cross_covariance(6).dense(6) @ centered) for d in EPOCHS]
     num_epochs, drawn_with = 5 * config.num_runs, jax.random.split(key, len(EPOCHS))
     drawn = [np.asarray(batch_means(d, centered, num_epochs, k)) for d, k in zip(EPOCHS, drawn_with, strict=True)]
-    covariances = [mean_and_error(means[:, :1] * means[:, 1:]) for means in drawn]
+    mean, error = np.concatenate([mean_and_error(means[:, :1] * means[:, 1:]) for means in drawn], axis=1)
+    lags = [means.shape[1] - 1 for means in drawn]
     blocks = [centered, centered.reshape(3, 2).mean(axis=1)]
     circular = [[np.mean(b * np.roll(b, -lag)) for lag in range(1, len(b))] for b in blocks]
     starts = np.asarray(jax.random.randint(start_key, (num_epochs, 1), 0, 6))
     passes = [b[(starts + np.arange(len(b))) % len(b)] for b in blocks]
-    stored = [mean_and_error(p[:, :1] * p[:, 1:]) for p in passes]
     averages = np.asarray(batch_means(SHORT, SHORT_GRADIENTS, num_epochs, short_key)).mean(axis=1)
     spread = SHORT_GRADIENTS - SHORT_GRADIENTS.mean()
     return {
-        "cross/exact": np.array(exact_law),
-        "cross/drawn": np.concatenate([mean for mean, _ in covariances]),
-        "cross/error": np.concatenate([error for _, error in covariances]),
-        "cross/lag": np.concatenate([np.arange(len(mean)) + 1 for mean, _ in covariances]),
-        "cross/batch_size": np.repeat([1, 2, 4], [len(mean) for mean, _ in covariances]),
+        "cross/exact": [float(centered @ d.cross_covariance(6).dense(6) @ centered) for d in EPOCHS],
+        "cross/drawn": mean,
+        "cross/error": error,
+        "cross/lag": np.concatenate([np.arange(count) + 1 for count in lags]),
+        "cross/batch_size": np.repeat([1, 2, 4], lags),
         "stored/exact": np.concatenate(circular),
-        "stored/drawn": np.concatenate(stored, axis=1),
-        "short/exact": np.array([SHORT_GRADIENTS.mean(), spread @ SHORT.epoch_mean_covariance(5).dense(5) @ spread]),
-        "short/drawn": np.array(summary(averages - SHORT_GRADIENTS.mean())),
+        "stored/drawn": np.concatenate([mean_and_error(p[:, :1] * p[:, 1:]) for p in passes], axis=1),
+        "short/exact": [SHORT_GRADIENTS.mean(), spread @ SHORT.epoch_mean_covariance(5).dense(5) @ spread],
+        "short/drawn": summary(averages - SHORT_GRADIENTS.mean()),
         "short/stored_order": np.mean([1.5, 6, 16]),
         "short/by_example": spread @ SHORT.epoch_mean_covariance(5, by="example").dense(5) @ spread,
     }
@@ -152,164 +149,133 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm the laws and the drawn epochs and runs, and that independent or unbiased epochs are rejected."""
-    return check_covariances(results) | check_short_batch(results) | check_dynamics(results) | check_slopes(results)
+    claims = Claims()
+    check_covariances(claims, results)
+    check_short_batch(claims, results)
+    check_dynamics(claims, results)
+    check_slopes(claims, results)
+    return claims
 
 
-def check_covariances(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check_covariances(claims: Claims, results: Arrays) -> None:
     """Two batches of an epoch: −Σ/(N−1) if shuffled; another number at each distance in stored order."""
-    law = -GRADIENTS.var() / 5
-    require(np.allclose(results["cross/exact"], law, rtol=1e-12, atol=0), f"batches must have covariance {law}")
-    z = (results["cross/drawn"] - law) / results["cross/error"]
-    require(np.abs(z).max() < MAX_Z, f"drawn covariances of batches are {np.abs(z).max():.1f} standard errors off")
-    independent = np.abs(results["cross/drawn"] / results["cross/error"]).min()
-    require(independent > MAX_Z, "independence of an epoch's batches must be rejected")
-    mean, error = results["stored/drawn"]
-    stored = np.abs((mean - results["stored/exact"]) / error).max()
-    require(np.allclose(results["stored/exact"][5:], -163 / 12), "blocks of two must have covariance −163/12")
-    require(stored < MAX_Z, f"covariances in stored order are {stored:.1f} standard errors off")
-    require(np.all(np.abs((mean - law) / error) > MAX_Z), "the law of shuffling must be rejected in stored order")
-    return {"cross_covariance": law, "worst_z_covariance": float(np.abs(z).max()), "z_if_independent": independent}
+    law = claims["cross_covariance"] = -GRADIENTS.var() / 5
+    claims.equal(results["cross/exact"], law, f"batches must have covariance {law}, got {{}}", rtol=1e-12, atol=0)
+    mean, error = results["cross/drawn"], results["cross/error"]
+    claims.agree((mean - law) / error, "drawn covariances of batches are")
+    claims["worst_z_covariance"] = np.abs((mean - law) / error).max()
+    claims.reject(np.abs(mean / error), "independence of an epoch's batches", enter="z_if_independent")
+    (mean, error), exact = results["stored/drawn"], results["stored/exact"]
+    claims.equal(exact[5:], -163 / 12, "blocks of two must have covariance −163/12, got {}", rtol=1e-12)
+    claims.agree((mean - exact) / error, "covariances in stored order are")
+    z = np.abs((mean - law) / error)
+    claims.above(z, MAX_Z, "the law of shuffling must be rejected in stored order, got z = {:.1f}")
 
 
-def check_short_batch(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check_short_batch(claims: Claims, results: Arrays) -> None:
     """The average of an epoch's batches is random if they differ in size, and unbiased if shuffled."""
     mean, variance = results["short/exact"]
-    require(
-        np.allclose([mean, variance], [31 / 5, 62 / 75], rtol=1e-12, atol=0),
-        f"31/5 and 62/75 must be {mean}, {variance}",
-    )
-    require(abs(results["short/by_example"]) < 1e-12, "weighted by size, the average of an epoch must not vary")
+    claims |= {"short_batch_mean": mean, "short_batch_variance": variance}
+    claims.equal(results["short/exact"], [31 / 5, 62 / 75], "31/5 and 62/75 must be {}", rtol=1e-12, atol=0)
+    off = np.abs(results["short/by_example"])
+    claims.below(off, 1e-12, "weighted by size, the average of an epoch must not vary, got {:.1e}")
     offset, offset_error, square, square_error = results["short/drawn"]
     z = np.array([offset / offset_error, (square - variance) / square_error])
-    require(np.abs(z).max() < MAX_Z, f"drawn epochs with a short batch are {np.abs(z).max():.1f} standard errors off")
-    require(square / square_error > MAX_Z, "that an epoch with a short batch averages to ḡ must be rejected")
-    off = (mean + offset - results["short/stored_order"]) / offset_error
-    require(abs(off) > MAX_Z, "the average in stored order must be rejected as that of shuffled epochs")
-    return {"short_batch_mean": mean, "short_batch_variance": variance, "worst_z_short_batch": np.abs(z).max()}
+    claims.agree(z, "drawn epochs with a short batch are")
+    claims["worst_z_short_batch"] = np.abs(z).max()
+    claims.reject(square / square_error, "that an epoch with a short batch averages to ḡ")
+    off = np.abs(mean + offset - results["short/stored_order"]) / offset_error
+    claims.reject(off, "that shuffled epochs have the average in stored order")
 
 
-def check_dynamics(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check_dynamics(claims: Claims, results: Arrays) -> None:
     """Simulated runs follow the exact laws; those of independent batches are rejected under reshuffling."""
-    drawn = {name: results[f"{name}/drawn"] for name in ("independent", "random", "fixed")}
-    count = len(drawn["fixed"])
-    ends = results["fixed/mean"]
-    require(
-        np.allclose(ends[0], ENDS, rtol=1e-12, atol=0), f"the six orders must end at {ENDS} for η = 1/4, got {ends[0]}"
-    )
-    off = np.abs(drawn["fixed"] - ends[:count]).max()
-    require(off < 1e-6, f"epochs in a fixed order must end where they should, off by {off:.1e}")
-    worst = {}
+    ends, drawn = results["fixed/mean"], results["fixed/drawn"]
+    count = len(drawn)
+    message = f"the six orders must end at {ENDS} for η = 1/4, got {{}}"
+    claims.equal(ends[0], ENDS, message, rtol=1e-12, atol=0)
+    off = np.abs(drawn - ends[:count])
+    claims.below(off, 1e-6, "epochs in a fixed order must end where they should, off by {:.1e}")
     for name in ("independent", "random"):
-        mean, mean_error, square, square_error = drawn[name].T
+        mean, mean_error, square, square_error = results[f"{name}/drawn"].T
         z = [(mean - results[f"{name}/mean"][:count]) / mean_error]
         z.append((square - results[f"{name}/square"][:count]) / square_error)
-        worst[f"worst_z_{name}"] = float(np.abs(z).max())
-        require(np.abs(z).max() < MAX_Z, f"{name} batches: simulated runs {np.abs(z).max():.1f} standard errors off")
-    mean, mean_error, square, square_error = drawn["random"].T
-    unbiased = np.abs(mean / mean_error).min()
-    require(unbiased > MAX_Z, "that reshuffled epochs end at the minimum on average must be rejected")
-    other = np.abs((square - results["independent/square"][:count]) / square_error).min()
-    require(other > MAX_Z, "the law of independent batches must be rejected for reshuffled ones")
-    return worst | {"z_if_unbiased": float(unbiased), "z_if_independent_steps": float(other)}
+        claims.agree(z, f"{name} batches: simulated runs")
+        claims[f"worst_z_{name}"] = np.abs(z).max()
+    what = "that reshuffled epochs end at the minimum on average"
+    claims.reject(np.abs(mean / mean_error), what, enter="z_if_unbiased")
+    z = np.abs((square - results["independent/square"][:count]) / square_error)
+    claims.reject(z, "the law of independent batches", enter="z_if_independent_steps")
 
 
-def check_slopes(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check_slopes(claims: Claims, results: Arrays) -> None:
     """Orders in η, from the last halving: 1 and 2; and the bias of reshuffling, −η/2."""
-    last = {
-        "independent": results["independent/square"][-2:],
-        "random": results["random/square"][-2:],
-        "fixed": results["fixed/mean"][-2:, 0] ** 2,
-    }
-    slopes = {name: float(np.log2(pair[0] / pair[1])) for name, pair in last.items()}
-    require(abs(slopes["independent"] - 1) < 0.01, f"E δ² must be of order η, got a slope of {slopes['independent']}")
-    for name in ("random", "fixed"):
-        require(abs(slopes[name] - 2) < 0.05, f"{name} order: E δ² must be of order η², got a slope of {slopes[name]}")
-    bias = float(results["random/mean"][-1] / results["learning_rate"][-1])
-    predicted = float(dynamics.reshuffling_bias(LOSSES, designs.Reshuffling(1), 1).item())
-    require(abs(bias - predicted) < 1e-3, f"reshuffled epochs must end at −η/2 on average, got {bias}η")
-    return {f"slope_{name}": value for name, value in slopes.items()} | {"bias_over_learning_rate": bias}
+    squares = {name: results[f"{name}/square"] for name in ("independent", "random")}
+    squares["fixed"] = results["fixed/mean"][:, 0] ** 2
+    orders = {"independent": (1, 0.01, ""), "random": (2, 0.05, "random order: "), "fixed": (2, 0.05, "fixed order: ")}
+    for name, (order, atol, where) in orders.items():
+        slope = np.log2(squares[name][-2] / squares[name][-1])
+        message = f"{where}E δ² must be of order η{'²' if order == 2 else ''}, got a slope of {{}}"
+        claims.equal(slope, order, message, atol=atol, enter=f"slope_{name}")
+    bias = results["random/mean"][-1] / results["learning_rate"][-1]
+    predicted = dynamics.reshuffling_bias(LOSSES, designs.Reshuffling(1), 1).item()
+    message = "reshuffled epochs must end at −η/2 on average, got {}η"
+    claims.equal(bias, float(predicted), message, atol=1e-3, enter="bias_over_learning_rate")
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    return (
-        f"batches of an epoch have covariance {findings['cross_covariance']:.2f}, E δ² is of order "
-        f"{findings['slope_independent']:.2f} in η for independent batches, {findings['slope_random']:.2f} for "
-        f"reshuffling, {findings['slope_fixed']:.2f} in a fixed order; reshuffled epochs end at "
-        f"{findings['bias_over_learning_rate']:.4f} η on average"
-    )
-
-
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """Three panels: E δ² against η, mean end of epochs against η, covariances within an epoch."""
-    figure = page(ncols=3, height_to_width_ratio=0.85)
-    left, middle, right = figure.subplots(1, 3)
-    draw_squares(left, results)
-    draw_means(middle, results)
-    draw_covariances(right, results)
-    return figure
+    return page_of(results, _draw_squares, _draw_means, _draw_covariances, ratio=0.85)
 
 
-def draw_squares(axes: Any, results: dict[str, np.ndarray]) -> None:
+def _draw_squares(axes: Any, results: Arrays) -> None:
     """E δ² at the ends of epochs."""
-    rate, fixed = results["learning_rate"], results["fixed/mean"][:, 0] ** 2
-    count = len(results["fixed/drawn"])
-    axes.plot(rate, results["independent/square"], color=COLORS[0])
-    axes.plot(rate, fixed, color=COLORS[2], linestyle=(0, (1, 1)))
-    axes.plot(rate, results["random/square"], color=COLORS[1], linestyle=(0, (4, 1.5)))
-    shown = (("independent", 0, "independent batches"), ("random", 1, "random order"))
-    for name, style, label in shown:
-        square, error = results[f"{name}/drawn"][:, 2:].T
-        axes.errorbar(rate[:count], square, 2 * error, **points(style), label=label)
-    order = "fixed order 1, 2, 3"
-    axes.plot(rate[:count], results["fixed/drawn"][:, 0] ** 2, **points(2), label=order)
-    axes.set(
-        xscale="log", yscale="log", xlabel=r"step size $\eta$", ylabel=r"$\mathbb{E}\,\delta^2$ at the ends of epochs"
-    )
-    axes.legend(loc="upper left", fontsize="small", handletextpad=0.2)
+    rate, count = results["learning_rate"], len(results["fixed/drawn"])
+    axes.plot(rate, results["independent/square"], color=BLUE)
+    axes.plot(rate, results["fixed/mean"][:, 0] ** 2, color=SKY, linestyle=DOTTED)
+    axes.plot(rate, results["random/square"], color=ORANGE, linestyle=LONG_DASHED)
+    for place, (name, label) in enumerate((("independent", "independent batches"), ("random", "random order"))):
+        _, _, square, error = results[f"{name}/drawn"].T
+        axes.errorbar(rate[:count], square, 2 * error, **mark(place, line="none"), label=label)
+    square = results["fixed/drawn"][:, 0] ** 2
+    axes.plot(rate[:count], square, **mark(2, line="none"), label="fixed order 1, 2, 3")
+    legend, height = {"loc": "upper left", "handletextpad": 0.2}, r"$\mathbb{E}\,\delta^2$ at the ends of epochs"
+    panel(axes, x=r"step size $\eta$", y=height, log="xy", legend=legend)
     axes.set_ylim(top=30)
 
 
-def draw_means(axes: Any, results: dict[str, np.ndarray]) -> None:
+def _draw_means(axes: Any, results: Arrays) -> None:
     """The mean of δ at the ends of epochs, over η."""
     rate, count = results["learning_rate"], len(results["fixed/drawn"])
-    axes.plot(rate, results["fixed/mean"] / rate[:, None], color=COLORS[2], linestyle=(0, (1, 1)))
-    axes.plot(rate, results["random/mean"] / rate, color=COLORS[1], linestyle=(0, (4, 1.5)))
-    axes.plot(rate, results["independent/mean"], color=COLORS[0])
+    axes.plot(rate, results["fixed/mean"] / rate[:, None], color=SKY, linestyle=DOTTED)
+    axes.plot(rate, results["random/mean"] / rate, color=ORANGE, linestyle=LONG_DASHED)
+    axes.plot(rate, results["independent/mean"], color=BLUE)
     for column in results["fixed/drawn"].T:
-        axes.plot(rate[:count], column / rate[:count], **points(2))
-    for name, style in (("independent", 0), ("random", 1)):
-        mean, error = results[f"{name}/drawn"][:, :2].T
-        axes.errorbar(rate[:count], mean / rate[:count], 2 * error / rate[:count], **points(style))
-    axes.text(rate[-1], 0.62, "six fixed orders", va="bottom", fontsize="small")
-    axes.set(xscale="log", xlabel=r"step size $\eta$", ylabel=r"$\mathbb{E}\,\delta\,/\,\eta$ at the ends of epochs")
+        axes.plot(rate[:count], column / rate[:count], **mark(2, line="none"))
+    for place, name in enumerate(("independent", "random")):
+        mean, error, *_ = results[f"{name}/drawn"].T / rate[:count]
+        axes.errorbar(rate[:count], mean, 2 * error, **mark(place, line="none"))
+    note(axes, rate[-1], 0.62, "six fixed orders", va="bottom")
+    panel(axes, x=r"step size $\eta$", y=r"$\mathbb{E}\,\delta\,/\,\eta$ at the ends of epochs", log="x")
 
 
-def draw_covariances(axes: Any, results: dict[str, np.ndarray]) -> None:
+def _draw_covariances(axes: Any, results: Arrays) -> None:
     """Covariance of two batches by their distance."""
-    lag = results["cross/lag"]
-    axes.axhline(0, color=COLORS[0])
-    axes.axhline(results["cross/exact"][0], color=COLORS[1], linestyle=(0, (4, 1.5)))
+    axes.axhline(0, color=BLUE)
+    axes.axhline(results["cross/exact"][0], color=ORANGE, linestyle=LONG_DASHED)
     for lags, part, marker in ((np.arange(1, 6), slice(0, 5), "^"), (np.arange(1, 3), slice(5, 7), "v")):
-        axes.plot(lags, results["stored/exact"][part], color=COLORS[2], linestyle=(0, (1, 1)))
+        axes.plot(lags, results["stored/exact"][part], color=SKY, linestyle=DOTTED)
         mean, error = results["stored/drawn"][:, part]
-        axes.errorbar(lags, mean, 2 * error, **points(2) | {"marker": marker})
-    axes.text(1.3, -14.3, "$M=2$", ha="left", va="top", fontsize="small")
-    for place, size in enumerate((1, 2, 4)):
-        of_size = results["cross/batch_size"] == size
-        shift = 0.16 * (place - 0.5)
-        style = points(1) | {"marker": ("s", "D", "P")[place]}
-        mean, error = results["cross/drawn"][of_size], 2 * results["cross/error"][of_size]
-        label = ("random order, $M=1$", "$M=2$", "$M=4$, and a short batch")[place]
-        axes.errorbar(lag[of_size] + shift, mean, error, **style, label=label)
-    axes.text(3, 0.4, "independent", ha="center", va="bottom", fontsize="small")
-    axes.text(3.05, -11.5, "stored order", ha="center", va="bottom", fontsize="small")
-    axes.set(xlabel="distance in the epoch (batches)", ylabel="covariance of two batches", ylim=(-19, 16))
-    axes.legend(loc="upper left", fontsize="small", handletextpad=0.2)
-
-
-def points(style: int) -> dict[str, Any]:
-    """Marks of simulated values."""
-    return {"color": COLORS[style], "marker": MARKERS[style], "linestyle": "none"}
+        axes.errorbar(lags, mean, 2 * error, color=SKY, marker=marker, linestyle="none")
+    note(axes, 1.3, -14.3, "$M=2$", ha="left", va="top")
+    shown = {"random order, $M=1$": (1, "s"), "$M=2$": (2, "D"), "$M=4$, and a short batch": (4, "P")}
+    for place, (label, (size, marker)) in enumerate(shown.items()):
+        of_size, shift = results["cross/batch_size"] == size, 0.16 * (place - 0.5)
+        lag, mean, error = (results[f"cross/{name}"][of_size] for name in ("lag", "drawn", "error"))
+        axes.errorbar(lag + shift, mean, 2 * error, color=ORANGE, marker=marker, linestyle="none", label=label)
+    note(axes, 3, 0.4, "independent", ha="center", va="bottom")
+    note(axes, 3.05, -11.5, "stored order", ha="center", va="bottom")
+    legend, distance = {"loc": "upper left", "handletextpad": 0.2}, "distance in the epoch (batches)"
+    panel(axes, x=distance, y="covariance of two batches", ylim=(-19, 16), legend=legend)

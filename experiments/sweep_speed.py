@@ -16,21 +16,21 @@ throughout.
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+import jax.monitoring
 import numpy as np
 import optax
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 import jaxsgd
-from experiments._claims import require
-from experiments._harness import progress
-from experiments._models import gpt
-from experiments._panels import COLORS, MARKERS, page
+from experiments._claims import Claims
+from experiments._harness import Arrays, Settings, progress
+from experiments._models import gpt, mean_loss
+from experiments._panels import page_of, panel, series
 from experiments._timing import flat, in_turn, relative_error, seconds
 from jaxsgd import designs, monitors, problems, sweeps, training
 
@@ -44,8 +44,7 @@ MODELS: dict[str, Callable[[jaxsgd.Problem], tuple[jaxsgd.Problem, int, int, int
 }  # problem, batch size, steps, runs
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of the experiment."""
 
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -79,29 +78,31 @@ QUICK = Config(
     models=("MLP, M = 32, 8 runs",),
     hold_to_speed=False,
 )
+SUMMARY = (
+    "the loop takes {speedup} times as long as the sweep; watching costs at most {most_watching[every step]:.2f} plain "
+    "steps at every step, {most_watching[every 16th]:.3f} at every 16th"
+)
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """Run the sweep, time it against the loop, and time the monitors."""
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         problem = problems.digits_mlp(key=jax.random.key(0), hidden=config.hidden)
         swept = _sweep(problem, config)
         rows = [_against_loop(problem, M, config) for M in progress(config.batch_sizes, "batch sizes")]
-        loop, ours, difference = (np.array(column) for column in zip(*rows, strict=True))
         watched = [_watched(*MODELS[name](problem), config) for name in progress(config.models, "models")]
+    loop, ours, difference = zip(*rows, strict=True)
+    ratios, same = zip(*watched, strict=True)
+    given = ("batch_sizes", "learning_rates", "num_steps", "models", "hold_to_speed")
     return {
         **swept,
-        "batch_sizes": np.array(config.batch_sizes),
-        "learning_rates": np.array(config.learning_rates),
-        "num_cells": np.array(len(config.learning_rates) * config.num_runs),
-        "num_steps": np.array(config.num_steps),
+        **{name: getattr(config, name) for name in given},
+        "num_cells": len(config.learning_rates) * config.num_runs,
         "loop_microseconds": loop,
         "sweep_microseconds": ours,
         "difference": difference,
-        "models": np.array(config.models),
-        "watching": np.array([ratios for ratios, _ in watched]),
-        "same_bits": np.array([same for _, same in watched]),
-        "hold_to_speed": np.array(config.hold_to_speed),
+        "watching": ratios,
+        "same_bits": same,
     }
 
 
@@ -112,51 +113,42 @@ def _run(problem: jaxsgd.Problem, design: Any, num_steps: int, **options: Any) -
 def _seconds_of_steps(problem: jaxsgd.Problem, design: Any, num_steps: int, **options: Any) -> float:
     """The time of so many steps, without what is before and after: that between two looks of the host."""
     looks: list[float] = []
-    _run(
-        problem,
-        design,
-        2 * num_steps,
-        chunk_size=num_steps,
-        progress=lambda *_: looks.append(time.perf_counter()),
-        **options,
-    )
+    look = {"chunk_size": num_steps, "progress": lambda *_: looks.append(time.perf_counter())}
+    _run(problem, design, 2 * num_steps, **look, **options)
     return looks[1] - looks[0]
 
 
-def _sweep(problem: jaxsgd.Problem, config: Config) -> dict[str, np.ndarray]:
+def _sweep(problem: jaxsgd.Problem, config: Config) -> dict[str, Any]:
     """The whole sweep, with what it compiles."""
-    counts = [training._run._advance._cache_size()]
-    times: list[float] = []
+    compiled, counts, times = [], [], []
+
+    def listen(event: str, _: float, fun_name: str = "", **__: Any) -> None:
+        if event.endswith("backend_compile_duration") and "_advance" in fun_name:  # the loop over the steps
+            compiled.append(fun_name)
 
     def run(batch_size: int, key: jax.Array) -> training.RunResult:
-        started = time.perf_counter()
-        result = training.run_sgd(
-            *problem,
-            optax.sgd,
-            designs.WithoutReplacement(batch_size),
-            config.num_steps,
-            key,
-            num_runs=config.num_runs,
-            learning_rates=config.learning_rates,
-        )
+        started, before = time.perf_counter(), len(compiled)
+        settings = optax.sgd, designs.WithoutReplacement(batch_size), config.num_steps, key
+        grid = {"num_runs": config.num_runs, "learning_rates": config.learning_rates}
+        result = training.run_sgd(*problem, *settings, **grid)
         times.append(time.perf_counter() - started)
-        counts.append(training._run._advance._cache_size())
+        counts.append(len(compiled) - before)
         return result
 
-    grid = {"batch_size": list(config.batch_sizes)}
-    with tempfile.TemporaryDirectory() as folder:
-        found = sweeps.sweep(run, grid, folder, jax.random.key(1))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = sweeps.sweep(run, {"batch_size": list(config.batch_sizes)}, folder, jax.random.key(1))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
     losses = found["loss"].transpose("batch_size", "learning_rate", "run", "step").values
-    return {
-        "final_loss": losses[..., -1],
-        "compilations": np.diff(counts),
-        "cell_seconds": np.array(times),
-    }
+    return {"final_loss": losses[..., -1], "compilations": counts, "cell_seconds": times}
 
 
 def _against_loop(problem: jaxsgd.Problem, batch_size: int, config: Config) -> tuple[float, float, float]:
     """Microseconds for a step of one run in the loop and in the sweep, and the difference of what they arrive at."""
-    design, rate = designs.WithoutReplacement(batch_size), config.learning_rates[len(config.learning_rates) // 2]
+    middle = len(config.learning_rates) // 2
+    design, rate = designs.WithoutReplacement(batch_size), config.learning_rates[middle]
     key = jax.random.fold_in(jax.random.key(1), 0)
     step = jax.jit(partial(_plain_step, problem, design, optax.sgd(rate)))
 
@@ -168,26 +160,18 @@ def _against_loop(problem: jaxsgd.Problem, batch_size: int, config: Config) -> t
 
     both = {"learning_rates": config.learning_rates, "num_runs": config.num_runs}
     ours = partial(_seconds_of_steps, problem, design, config.timed_steps, **both)
-    first = jax.tree.map(
-        lambda leaf: leaf[len(config.learning_rates) // 2, 0],
-        _run(problem, design, config.timed_steps, **both).params,
-    )
-    difference = relative_error(first, loop())
+    params = _run(problem, design, config.timed_steps, **both).params
+    difference = relative_error(jax.tree.map(lambda leaf: leaf[middle, 0], params), loop())
     times = in_turn({"loop": partial(seconds, loop), "sweep": ours}, min(config.rounds, 3))
-    per_step = 1e6 / config.timed_steps
-    return (
-        float(np.nanmedian(times["loop"])) * per_step,
-        float(np.nanmedian(times["sweep"])) * per_step / (len(config.learning_rates) * config.num_runs),
-        difference,
-    )
+    of_loop, of_sweep = (1e6 / config.timed_steps * float(np.nanmedian(times[name])) for name in ("loop", "sweep"))
+    return of_loop, of_sweep / (len(config.learning_rates) * config.num_runs), difference
 
 
 def _plain_step(problem: jaxsgd.Problem, design: Any, optimizer: Any, params: Any, state: Any, key: Any, t: Any) -> Any:
     """One step as one writes it: draw, gather, differentiate the mean loss, update."""
-    data = problem.data
-    indices = design.indices(jax.random.fold_in(key, t), len(jax.tree.leaves(data)[0]))
-    batch = jax.tree.map(lambda leaf: leaf[indices], data)
-    gradient = jax.grad(lambda p: jax.vmap(problem.loss_fn, in_axes=(None, 0))(p, batch).mean())(params)
+    indices = design.indices(jax.random.fold_in(key, t), len(jax.tree.leaves(problem.data)[0]))
+    batch = jax.tree.map(lambda leaf: leaf[indices], problem.data)
+    gradient = jax.grad(mean_loss(problem.loss_fn))(params, batch)
     updates, state = optimizer.update(gradient, state, params)
     return optax.apply_updates(params, updates), state
 
@@ -199,82 +183,70 @@ def _watched(
     setting = (problem, designs.WithReplacement(batch_size), min(num_steps, 8 * config.timed_steps))
     forms: dict[str, dict[str, Any]] = {"alone": {}, "plain": {"gradient": "plain"}}
     forms |= {name: {"monitors": watching} for name, watching in WATCHED.items()}
-    found = {
-        name: flat(_run(*setting, learning_rates=(0.05,), num_runs=num_runs, **form).params)
-        for name, form in forms.items()
-    }
-    timers = {
-        name: partial(_seconds_of_steps, *setting, learning_rates=(0.05,), num_runs=num_runs, **form)
-        for name, form in forms.items()
-    }
+    options = {name: {"learning_rates": (0.05,), "num_runs": num_runs, **form} for name, form in forms.items()}
+    found = {name: flat(_run(*setting, **given).params) for name, given in options.items()}
+    timers = {name: partial(_seconds_of_steps, *setting, **given) for name, given in options.items()}
     times = in_turn(timers, config.rounds)
     ratios = [float(np.nanmedian(times[name] / times["alone"])) for name in ("plain", *WATCHED)]
     return ratios, all(bool(np.all(found[name] == found["alone"])) for name in WATCHED)
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm that the results are the same and, at full size, how long they take."""
-    difference = float(results["difference"].max())
-    require(difference <= MAX_DIFFERENCE, f"loop and sweep must arrive at the same parameters, got {difference:.1e}")
-    require(bool(np.all(results["same_bits"])), "monitors must change no parameter, bit for bit")
-    compilations = results["compilations"]
-    require(bool(np.all(compilations == 1)), f"each batch size must compile once, got {compilations.tolist()}")
-    finite = results["final_loss"][:, 0]
-    require(bool(np.all(finite < np.log(10))), "the smallest learning rate must learn at every batch size")
+    claims, compilations = Claims(), results["compilations"]
+    message = "loop and sweep must arrive at the same parameters, got {:.1e}"
+    claims.below(results["difference"], MAX_DIFFERENCE, message, enter="largest_difference")
+    claims.require(np.all(results["same_bits"]), "monitors must change no parameter, bit for bit")
+    once = np.all(compilations == 1)
+    claims.require(once, f"each batch size must compile once, got {compilations.tolist()}")
+    learns = np.all(results["final_loss"][:, 0] < np.log(10))
+    claims.require(learns, "the smallest learning rate must learn at every batch size")
     loop, ours = results["loop_microseconds"], results["sweep_microseconds"]
-    speedup = float(loop.sum() / ours.sum())
-    every_step, every_16th = (float(column.max()) for column in results["watching"].T[1:])
+    speedup, most = loop.sum() / ours.sum(), dict(zip(WATCHED, results["watching"].max(axis=0)[1:], strict=True))
     if results["hold_to_speed"]:
-        require(speedup >= MIN_SPEEDUP, f"the loop must take 5 times as long, got {speedup:.1f}")
-        require(every_step <= MAX_EVERY_STEP, f"watching every step cost {every_step:.2f} plain steps")
-        require(every_16th <= MAX_EVERY_16TH, f"watching every 16th step cost {every_16th:.3f} plain steps")
-    all_steps = int(results["num_cells"]) * int(results["num_steps"])
-    return {
+        every_step, every_16th = most.values()
+        claims.require(speedup >= MIN_SPEEDUP, f"the loop must take 5 times as long, got {speedup:.1f}")
+        claims.require(every_step <= MAX_EVERY_STEP, f"watching every step cost {every_step:.2f} plain steps")
+        claims.require(every_16th <= MAX_EVERY_16TH, f"watching every 16th step cost {every_16th:.3f} plain steps")
+    millions_of_steps = results["num_cells"] * results["num_steps"] / 1e6
+    names = ("plain gradient", *WATCHED)
+    return claims | {
         "speedup": round(speedup, 1),
-        "speedup_by_batch_size": dict(
-            zip(map(str, results["batch_sizes"]), np.round(loop / ours, 1).tolist(), strict=True)
-        ),
-        "loop_seconds_scaled": round(float(loop.sum()) * all_steps / 1e6, 1),
-        "sweep_seconds_scaled": round(float(ours.sum()) * all_steps / 1e6, 1),
-        "sweep_seconds_with_compilation": round(float(results["cell_seconds"].sum()), 1),
-        "compilations": int(compilations.sum()),
-        "largest_difference": difference,
+        "speedup_by_batch_size": dict(zip(results["batch_sizes"], np.round(loop / ours, 1), strict=True)),
+        "loop_seconds_scaled": round(loop.sum() * millions_of_steps, 1),
+        "sweep_seconds_scaled": round(ours.sum() * millions_of_steps, 1),
+        "sweep_seconds_with_compilation": round(results["cell_seconds"].sum(), 1),
+        "compilations": compilations.sum(),
         "watching": {
-            str(model): dict(zip(("plain gradient", *WATCHED), np.round(row, 3).tolist(), strict=True))
+            model: dict(zip(names, np.round(row, 3), strict=True))
             for model, row in zip(results["models"], results["watching"], strict=True)
         },
+        "most_watching": {name: np.round(value, 3) for name, value in most.items()},
     }
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    every = [max(row[name] for row in findings["watching"].values()) for name in WATCHED]
-    return (
-        f"the loop takes {findings['speedup']} times as long as the sweep; watching costs at most {every[0]:.2f} plain "
-        f"steps at every step, {every[1]:.3f} at every 16th"
-    )
-
-
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """Times per step against the batch size, and the loss that each cell ends with."""
-    figure = page(ncols=2, height_to_width_ratio=0.7)
-    left, right = figure.subplots(ncols=2)
-    sizes = results["batch_sizes"]
-    lines = {"Python loop over jitted steps": "loop_microseconds", "sweep": "sweep_microseconds"}
-    for (label, name), color, marker in zip(lines.items(), COLORS, MARKERS, strict=False):
-        left.plot(sizes, results[name], f"{marker}-", color=color, label=label)
-    left.set(xscale="log", yscale="log", xlabel="batch size $M$", ylabel="microseconds per step of one run")
-    left.set_ylim(float(results["sweep_microseconds"].min()) / 2, 2 * float(results["loop_microseconds"].max()))
-    left.set_xscale("log", base=2)
-    left.yaxis.set_minor_formatter(NullFormatter())
-    left.legend(fontsize=6)
-    losses = np.nan_to_num(results["final_loss"], nan=np.inf)
-    shades = [str(gray) for gray in np.linspace(0.75, 0.0, losses.shape[1])]
-    markers = ("o", "s", "^", "D", "v")
-    for k, (rate, shade) in enumerate(zip(results["learning_rates"], shades, strict=True)):
-        middle = np.median(losses[:, k], axis=-1)
-        right.plot(sizes, middle, f"{markers[k % 5]}-", color=shade, label=f"{rate:g}")
-    right.set(yscale="log", xlabel="batch size $M$", ylabel=f"median loss after {int(results['num_steps']):,} steps")
-    right.set_xscale("log", base=2)
-    right.legend(title="learning rate", ncols=2, fontsize=6)
-    return figure
+    return page_of(results, _draw_times, _draw_losses, ratio=0.7)
+
+
+def _draw_times(axes: Any, results: Arrays) -> None:
+    loop, ours = results["loop_microseconds"], results["sweep_microseconds"]
+    series(axes, results["batch_sizes"], {"Python loop over jitted steps": loop, "sweep": ours})
+    limits = float(ours.min()) / 2, 2 * float(loop.max())
+    height = "microseconds per step of one run"
+    panel(axes, x="batch size $M$", y=height, log="y", ylim=limits, legend={"fontsize": 6})
+    axes.set_xscale("log", base=2)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_losses(axes: Any, results: Arrays) -> None:
+    losses = np.median(np.nan_to_num(results["final_loss"], nan=np.inf), axis=-1)
+    grays = np.linspace(0.75, 0.0, losses.shape[1])
+    for k, (rate, gray) in enumerate(zip(results["learning_rates"], grays, strict=True)):
+        style = {"color": str(gray), "marker": ("o", "s", "^", "D", "v")[k % 5]}
+        axes.plot(results["batch_sizes"], losses[:, k], **style, label=f"{rate:g}")
+    axes.set_xscale("log", base=2)
+    height = f"median loss after {results['num_steps']:,} steps"
+    legend = {"title": "learning rate", "ncols": 2, "fontsize": 6}
+    panel(axes, x="batch size $M$", y=height, log="y", legend=legend)

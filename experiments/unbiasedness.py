@@ -11,7 +11,6 @@ line fit at (1, 1), of the mean, the sum and N/M times the sum. Right: Langevin 
 """
 
 import dataclasses
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -22,19 +21,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._claims import require
-from experiments._panels import COLORS, MARKERS, page
-from jaxsgd import designs, dynamics, problems
+from experiments._claims import Claims
+from experiments._harness import Arrays, Seeded, table
+from experiments._panels import COLORS, MARKERS, note, page_of, panel, reference, series
+from jaxsgd import designs, dynamics, estimators, problems
 
 GRADIENTS = (1, 2, 4, 7, 11, 17)
 EXAMPLES = (0, 1, 3, 4)  # of the Langevin dynamics
 STRATA = (0, 0, 0, 1, 1, 1)
+LABELS = ("mean", "sum", "$N/M$ times the sum")
+BATCH_SIZE = "batch size $M$ (examples)"
 SCALES: tuple[designs.Scale, ...] = ("mean", "sum", "total")
-MAX_Z = 4.5
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Seeded):
     """Settings of the experiment."""
 
     step_size: float = 0.1
@@ -43,11 +43,13 @@ class Config:
     """Steps of the Langevin dynamics, from the stationary law."""
     num_runs: int = 20_000
     """Independent runs of the Langevin dynamics."""
-    seed: int = 0
-    """Seed of everything random."""
 
 
 QUICK = Config(num_runs=5_000, num_steps=10)
+SUMMARY = (
+    "{unbiased_designs} designs are unbiased exactly, {traps} traps off by up to {largest_bias:.2g}; Langevin "
+    "variances within {worst_z:.1f} standard errors"
+)
 
 
 def unbiased(M: int) -> dict[str, designs.SamplingDesign]:
@@ -90,38 +92,32 @@ def bias(design: designs.SamplingDesign) -> Fraction:
     return Fraction(mean) - Fraction(sum(GRADIENTS), 6)
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """Biases by enumeration, expectations at three scales, and stationary variances, exact and simulated."""
-    sizes = range(1, 7)
     kinds = {"unbiased": unbiased, "traps": traps}
-    found = {(kind, name, M): bias(law) for kind, laws in kinds.items() for M in sizes for name, law in laws(M).items()}
+    biases = [
+        {"kind": kind, "design": name, "batch_size": M, "bias": float(bias(law))}
+        for kind, laws in kinds.items()
+        for M in range(1, 7)
+        for name, law in laws(M).items()
+    ]
     problem = problems.line_fit()
     g = jaxsgd.per_example_gradients(problem.loss_fn)(problem.params, problem.data)
-    slopes = [
-        [float(jaxsgd.estimators.exact(designs.WithoutReplacement(M, scale=scale), g).mean["m"]) for M in range(1, 5)]
-        for scale in SCALES
-    ]
     laws = [[designs.WithoutReplacement(M, scale=scale) for M in range(1, 5)] for scale in SCALES]
     exact = [[float(dynamics.langevin_variance(law, EXAMPLES, config.step_size)) for law in row] for row in laws]
-    runs = [
-        [simulate(config, law, value) for law, value in zip(*rows, strict=True)]
-        for rows in zip(laws, exact, strict=True)
-    ]
-    return {
-        "kind": np.array([kind for kind, _, _ in found]),
-        "design": np.array([name for _, name, _ in found]),
-        "batch_size": np.array([M for _, _, M in found]),
-        "bias": np.array([float(value) for value in found.values()]),
-        "slope": np.array(slopes),
-        "langevin": np.array(exact),
-        "simulated": np.array(runs)[..., 0],
-        "standard_error": np.array(runs)[..., 1],
+    pairs = [zip(*rows, strict=True) for rows in zip(laws, exact, strict=True)]
+    runs = np.array([[simulate(config, law, value) for law, value in row] for row in pairs])
+    return table(biases) | {
+        "slope": [[float(estimators.exact(law, g).mean["m"]) for law in row] for row in laws],
+        "langevin": exact,
+        "simulated": runs[..., 0],
+        "standard_error": runs[..., 1],
     }
 
 
 def simulate(config: Config, design: designs.SamplingDesign, variance: float) -> tuple[float, float]:
     """The variance after some steps of Langevin dynamics from its stationary law, and its standard error."""
-    keys = jax.random.split(jax.random.key(config.seed), config.num_runs)
+    keys = jax.random.split(config.key(), config.num_runs)
     factor = float(design.scale_factor(len(EXAMPLES)))
     mean_design = dataclasses.replace(design, scale="mean")  # so that the three scales share a compilation
     theta = np.asarray(_runs(mean_design, config.num_steps, factor, config.step_size, variance**0.5, keys), np.float64)
@@ -148,84 +144,62 @@ def _runs(
     return jax.vmap(run)(keys)
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm bias 0 where it is claimed, bias where it is not, the three scales, and the stationary variances."""
     is_trap, biases = results["kind"] == "traps", results["bias"]
     wrong = results["design"][~is_trap & (biases != 0)]
-    require(wrong.size == 0, f"the bias must be 0 in rational arithmetic, but not for {', '.join(wrong)}")
-    worst = {name: float(np.abs(biases[is_trap & (results["design"] == name)]).max()) for name in _traps(results)}
-    require(min(worst.values()) > 0.05, f"every trap must be biased at some batch size, got {worst}")
+    claims = Claims(unbiased_designs=len(set(results["design"][~is_trap])))
+    claims.require(wrong.size == 0, f"the bias must be 0 in rational arithmetic, but not for {', '.join(wrong)}")
+    worst = {name: np.abs(biases[is_trap & (results["design"] == name)]).max() for name in _traps(results)}
+    claims |= {"largest_bias_of_traps": worst, "traps": len(worst), "largest_bias": max(worst.values())}
+    claims.above(list(worst.values()), 0.05, "every trap must be biased at some batch size, got {:.2g}")
     M, N = np.arange(1, 5), len(EXAMPLES)
-    require(np.allclose(results["slope"], [-(M**0), -M, -N * M**0], rtol=1e-12), f"slopes: {results['slope'].tolist()}")
+    claims.equal(results["slope"], [-(M**0), -M, -N * M**0], "slopes: {}", rtol=1e-12, atol=1e-8)
     z = (results["simulated"] - results["langevin"]) / results["standard_error"]
-    require(np.abs(z).max() <= MAX_Z, f"a simulated variance is {z.flat[np.abs(z).argmax()]:.1f} standard errors off")
-    posterior = 1 / N
-    total = results["langevin"][SCALES.index("total")]
-    tempered = results["langevin"][SCALES.index("mean")]
-    require(
-        np.all(np.diff(total) < 0) and total[-1] < 1.2 * posterior and np.all(tempered > 3 * posterior),
-        f"only N/M times the sum must be near the posterior's {posterior}, got {results['langevin'].tolist()}",
-    )
-    return {
-        "unbiased_designs": len(set(results["design"][~is_trap])),
-        "largest_bias_of_traps": worst,
-        "worst_z": float(np.abs(z).max()),
-        "langevin_variance": dict(zip(SCALES, results["langevin"].round(6).tolist(), strict=True)),
-    }
+    claims.agree(z, "a simulated variance is", scale=SCALES, M=M)
+    claims["worst_z"] = np.abs(z).max()
+    (tempered, _, total), posterior = results["langevin"], 1 / N
+    near = np.all(np.diff(total) < 0) and total[-1] < 1.2 * posterior and np.all(tempered > 3 * posterior)
+    claims.require(near, f"only N/M times the sum must be near the posterior's {posterior}, got {results['langevin']}")
+    claims["langevin_variance"] = dict(zip(SCALES, results["langevin"].round(6), strict=True))
+    return claims
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    traps = findings["largest_bias_of_traps"]
-    return (
-        f"{findings['unbiased_designs']} designs are unbiased exactly, {len(traps)} traps off by up to "
-        f"{max(traps.values()):.2g}; Langevin variances within {findings['worst_z']:.1f} standard errors"
-    )
-
-
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """Biases, scales, and Langevin dynamics, from left to right."""
-    figure = page(ncols=3, height_to_width_ratio=0.85)
-    left, middle, right = figure.subplots(1, 3)
-    _draw_biases(left, results)
-    labels = {"mean": "mean", "sum": "sum", "total": "$N/M$ times the sum"}
-    for axes, array in ((middle, "slope"), (right, "langevin")):
-        for scale, values, color, marker in zip(SCALES, results[array], COLORS, MARKERS, strict=True):
-            axes.plot(range(1, 5), values, color=color, marker=marker, label=labels[scale])
-        axes.set(xlabel="batch size $M$ (examples)", xticks=range(1, 5))
-    middle.axhline(-1, color="black", linewidth=0.6, linestyle=":")
-    middle.text(2.6, -0.93, r"$\bar g$", fontsize="small", va="bottom")
-    middle.set(ylabel="expected slope", ylim=(-4.6, 0.4))
-    middle.legend(fontsize="x-small", loc="lower left", bbox_to_anchor=(0, 0.16))
-    for scale, values, error in zip(SCALES, results["simulated"], results["standard_error"], strict=True):
-        color = COLORS[SCALES.index(scale)]
-        right.errorbar(range(1, 5), values, 2 * error, linestyle="none", color=color, capsize=2)
-    right.axhline(0.25, color="black", linewidth=0.6, linestyle=":")
-    right.text(1, 0.235, "posterior", fontsize="small", va="top")
-    right.set(ylabel=r"stationary variance of $\theta$", yscale="log", ylim=(0.18, 1.6))
-    right.set_yticks([0.2, 0.5, 1.0], ["0.2", "0.5", "1"])
-    right.minorticks_off()
-    return figure
+    return page_of(results, _draw_biases, _draw_slopes, _draw_langevin, ratio=0.85)
 
 
-def _draw_biases(axes: Any, results: dict[str, np.ndarray]) -> None:
+def _draw_biases(axes: Any, results: Arrays) -> None:
     count = len(set(results["design"][results["kind"] == "unbiased"]))
     axes.plot(range(1, 7), np.zeros(6), color="black", marker="o", label=f"{count} designs")
     styles = zip((*COLORS, "0.5", COLORS[0]), (*MARKERS[1:], "D", "v", "X"), ("-", "--", "-.", ":", "--"), strict=True)
-    for name, (color, marker, dash) in zip(_traps(results), styles, strict=True):
-        chosen = results["design"] == name
-        axes.plot(
-            results["batch_size"][chosen],
-            results["bias"][chosen],
-            color=color,
-            marker=marker,
-            linestyle=dash,
-            label=name,
-        )
-    axes.set(xlabel="batch size $M$ (examples)", ylabel=r"bias of $\hat g$  ($\bar g = 7$)", xticks=range(1, 7))
+    for name, (color, marker, line) in zip(_traps(results), styles, strict=True):
+        M, biases = (results[what][results["design"] == name] for what in ("batch_size", "bias"))
+        axes.plot(M, biases, color=color, marker=marker, linestyle=line, label=name)
+    legend = {"fontsize": "x-small", "labelspacing": 0.25, "loc": "upper right"}
+    panel(axes, x=BATCH_SIZE, y=r"bias of $\hat g$  ($\bar g = 7$)", xticks=range(1, 7), legend=legend)
     axes.set_ylim(top=9.5)
-    axes.legend(fontsize="x-small", labelspacing=0.25, loc="upper right")
 
 
-def _traps(results: dict[str, np.ndarray]) -> list[str]:
+def _draw_slopes(axes: Any, results: Arrays) -> None:
+    series(axes, range(1, 5), dict(zip(LABELS, results["slope"], strict=True)))
+    reference(axes, y=-1, color="black", linewidth=0.6)
+    note(axes, 2.6, -0.93, r"$\bar g$", va="bottom")
+    legend = {"fontsize": "x-small", "loc": "lower left", "bbox_to_anchor": (0, 0.16)}
+    panel(axes, x=BATCH_SIZE, y="expected slope", xticks=range(1, 5), ylim=(-4.6, 0.4), legend=legend)
+
+
+def _draw_langevin(axes: Any, results: Arrays) -> None:
+    series(axes, range(1, 5), dict(zip(LABELS, results["langevin"], strict=True)))
+    for color, values, error in zip(COLORS, results["simulated"], results["standard_error"], strict=True):
+        axes.errorbar(range(1, 5), values, 2 * error, linestyle="none", color=color, capsize=2)
+    reference(axes, y=0.25, color="black", linewidth=0.6)
+    note(axes, 1, 0.235, "posterior", va="top")
+    panel(axes, x=BATCH_SIZE, y=r"stationary variance of $\theta$", log="y", ylim=(0.18, 1.6), xticks=range(1, 5))
+    axes.set_yticks([0.2, 0.5, 1.0], ["0.2", "0.5", "1"])
+    axes.minorticks_off()
+
+
+def _traps(results: Arrays) -> list[str]:
     return list(dict.fromkeys(results["design"][results["kind"] == "traps"].tolist()))

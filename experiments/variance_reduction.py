@@ -15,7 +15,6 @@ of variance reduced optimization for deep learning", NeurIPS 2019) find in deep 
 small, its steps have no noise, and its snapshots become good ones.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,26 +23,25 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._claims import require
-from experiments._harness import progress
+from experiments._claims import Claims
+from experiments._harness import Arrays, Seeded, progress
 from experiments._models import mean_loss
-from experiments._panels import COLORS, page
+from experiments._panels import BLUE, ORANGE, SKY, page, panel, reference
 from jaxsgd import designs, estimators, problems, variance_reduction
 
 METHODS = {
-    "importance": (COLORS[2], "^", "-"),
-    "stratified by class": (COLORS[0], "o", "-"),
-    "SVRG, one epoch old": (COLORS[1], "s", "-"),
-    "SAGA": (COLORS[1], "D", "--"),
+    "importance": {"color": SKY, "marker": "^", "linestyle": "-"},
+    "stratified by class": {"color": BLUE, "marker": "o", "linestyle": "-"},
+    "SVRG, one epoch old": {"color": ORANGE, "marker": "s", "linestyle": "-"},
+    "SAGA": {"color": ORANGE, "marker": "D", "linestyle": "--"},
 }
 NETWORK, LOGISTIC, LINEAR = "digits, network", "breast cancer, logistic", "diabetes, linear"
 PANELS = (NETWORK, LOGISTIC)
-PROBLEMS = {NETWORK: (COLORS[1], "s"), LOGISTIC: (COLORS[2], "^"), LINEAR: ("black", "o")}
+PROBLEMS = {NETWORK: (ORANGE, "s"), LOGISTIC: (SKY, "^"), LINEAR: ("black", "o")}
 CONVEX_RATE = 0.2  # the step size of the other two
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Seeded):
     """Settings of the experiment."""
 
     num_examples: int = 1797
@@ -58,14 +56,18 @@ class Config:
     """Steps of full-batch gradient descent."""
     num_points: int = 16
     """Steps at which variances are computed."""
-    seed: int = 0
-    """Seed of everything random."""
 
 
 QUICK = Config(num_examples=300, hidden=8, batch_size=10, learning_rate=1.0, num_steps=1000, num_points=10)
+SUMMARY = (
+    "of the noise on digits, importance sampling leaves {digits[importance][0]:.0%} at first and "
+    "{digits[importance][2]:.0%} at the end, stratification {digits[stratified by class][0]:.0%} and "
+    "{digits[stratified by class][2]:.0%}, SVRG {digits[SVRG, one epoch old][2]:.1%} at the end with a snapshot an "
+    "epoch old, {ratio_with_snapshot_at_start[digits, network]:.0f} times it with the first"
+)
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """Exact variances along two runs, and between the last point of each and its first; of a line of points in a third.
 
     The third problem is a linear regression, whose last point is its minimum.
@@ -77,27 +79,28 @@ def compute(config: Config) -> dict[str, np.ndarray]:
     *runs, (_, linear) = given(config).items()
     for name, problem in progress(runs, "problems"):
         rate = config.learning_rate if name == NETWORK else CONVEX_RATE
-        age = len(jax.tree.leaves(problem.data)[0]) // config.batch_size
+        age = len(problem.data["y"]) // config.batch_size
         path = follow(problem, design, rate, steps, age, jax.random.key(config.seed + 1))
         along.append(measure(problem, design, [(*path[t], path[max(t - age, 0)][0]) for t in steps.tolist()]))
         between.append(between_points(problem, design, path[config.num_steps][0], fractions))
     minimum = jnp.asarray(np.linalg.lstsq(*(np.asarray(linear.data[name]) for name in "xy"))[0])
     between.append(between_points(linear, design, minimum, fractions))
+    laws, lines = np.array(along), np.array(between)
     return {
         "step": steps,
         "fraction": fractions,
-        "ratio": np.array(along)[..., :4],
-        "bias": np.array(along)[..., 4:],
-        "between": np.array(between)[..., :2],
-        "coefficient": np.array(between)[..., 2],
+        "ratio": laws[..., :4],
+        "bias": laws[..., 4:],
+        "between": lines[..., :2],
+        "coefficient": lines[..., 2],
         "linear": of_linear_regression(linear, minimum),
     }
 
 
 def given(config: Config) -> dict[str, problems.Problem]:
     """The three problems, each at the start of its run."""
-    digits = problems.digits_mlp(key=jax.random.key(config.seed), hidden=config.hidden)
-    digits = digits._replace(data=jax.tree.map(lambda leaf: leaf[: config.num_examples], digits.data))
+    digits = problems.digits_mlp(key=config.key(), hidden=config.hidden)
+    digits = digits.take(slice(config.num_examples))
     return {NETWORK: digits, LOGISTIC: problems.breast_cancer_logistic(), LINEAR: problems.diabetes_regression()}
 
 
@@ -186,81 +189,71 @@ def distance(a: Any, b: Any) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum((x - y) ** 2) for x, y in pairs])))
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm who helps when, SVRG's law near and far, and what is biased; reject that it helps everywhere."""
-    ratio, fraction, between = results["ratio"], results["fraction"], results["between"]
-    biased = results["bias"]
-    require(biased[..., 0].max() < 1e-12, f"SAGA must be unbiased, got a bias of {biased[..., 0].max():.1e}")
-    require(biased[..., 2].max() < 1e-12, "SAG must have the bias −(1 − M/N)(ḡ − h̄)")
-    require(biased[..., 1].max() > 0.01, "that SAG is unbiased must be rejected")
+    claims = Claims()
+    of_saga, of_sag, of_formula = np.moveaxis(results["bias"], -1, 0)
+    claims.below(of_saga, 1e-12, "SAGA must be unbiased, got a bias of {:.1e}")
+    claims.below(of_formula, 1e-12, "SAG must have the bias −(1 − M/N)(ḡ − h̄), off by {:.1e}")
+    claims.above(of_sag.max(), 0.01, "that SAG is unbiased must be rejected, got {:.1e}", enter="largest_bias_of_sag")
+    check_snapshots(claims, results)
+    check_along_runs(claims, results["ratio"])
+    claims["coefficient_with_snapshot_at_start"] = results["coefficient"][:, -1]
+    return claims
 
-    gap = np.abs(between[2, :, 0] / (results["linear"] * fraction**2) - 1).max()
-    require(gap < 1e-7, f"on a linear regression SVRG must have the variance of H_i δ, got {gap:.1e} off")
-    slopes = np.diff(np.log(between[..., 0])) / np.diff(np.log(fraction))
-    require(np.abs(slopes[:, 0] - 2).max() < 0.02, f"near the snapshot noise must be as δ², got δ^{slopes[:, 0]}")
-    far = dict(zip(PROBLEMS, between[:, -1, 0].tolist(), strict=True))
-    bend = between[0, -1, 0] / between[0, 0, 0] * fraction[0] ** 2
-    require(abs(bend - 1) > 0.2, "noise as δ² far from the snapshot must be rejected on the network")
+
+def check_snapshots(claims: Claims, results: Arrays) -> None:
+    """SVRG's variance is as the squared distance to the snapshot near it and on a line; far from it, above SGD's."""
+    fraction, svrg, best = results["fraction"], *np.moveaxis(results["between"], -1, 0)
+    gap = np.abs(svrg[2] / (results["linear"] * fraction**2) - 1)
+    message = "on a linear regression SVRG must have the variance of H_i δ, got {:.1e} off"
+    claims.below(gap, 1e-7, message, enter="linear_regression_gap")
+    slopes = (np.diff(np.log(svrg)) / np.diff(np.log(fraction)))[:, 0]
+    claims.equal(slopes, 2, "near the snapshot noise must be as δ², got δ^{}", atol=0.02, enter="slopes_near")
+    bend = np.abs(svrg[0, -1] / svrg[0, 0] * fraction[0] ** 2 - 1)
+    claims.above(bend, 0.2, "noise as δ² far from the snapshot must be rejected on the network, got {:.0%} off")
+    far = claims["ratio_with_snapshot_at_start"] = dict(zip(PROBLEMS, svrg[:, -1], strict=True))
     for name in PANELS:
-        require(far[name] > 2, f"that SVRG is never noisier than SGD must be rejected on {name}, got {far[name]:.2f}")
-    worse = (between[..., 1] / np.minimum(1, between[..., 0])).max()
-    require(worse < 1 + 1e-9, f"the best coefficient must not add noise, got {worse:.3f} times that of others")
+        claims.above(far[name], 2, f"that SVRG is never noisier than SGD must be rejected on {name}, got {{:.2f}}")
+    worse = best / np.minimum(1, svrg)
+    claims.below(worse, 1 + 1e-9, "the best coefficient must not add noise, got {:.3f} times that of others")
 
+
+def check_along_runs(claims: Claims, ratio: np.ndarray) -> None:
+    """Importance sampling helps late, stratification early; old gradients first add noise, and then leave little."""
     importance, stratified = ratio[0, :, 0], ratio[0, :, 1]
-    require(importance[0] > 0.9, f"importance sampling must be useless at initialization, got {importance[0]:.2f}")
-    require(importance[-1] < 0.5, f"importance sampling must help later, got {importance[-1]:.2f}")
-    require(stratified[0] < 0.5, f"stratification must help at initialization, got {stratified[0]:.2f}")
-    require(stratified[-1] > 0.7, f"what stratification does must fade, got {stratified[-1]:.2f}")
-    last = ratio[:, -1, 2:].max()
-    require(last < 0.05, f"SVRG and SAGA must leave little noise at the end, got {last:.3f}")
-    for panel, values in zip(PANELS, ratio[:, :, 2:].max(axis=1), strict=True):
-        require(
-            values.min() > 1,
-            f"old gradients must add noise while new ones change fast on {panel}, got {values.min():.2f}",
-        )
-    ends = {
-        f"{panel}, {method}": [float(ratio[i, 0, k]), float(ratio[i, :, k].max()), float(ratio[i, -1, k])]
-        for i, panel in enumerate(PANELS)
-        for k, method in enumerate(METHODS)
+    claims.above(importance[0], 0.9, "importance sampling must be useless at initialization, got {:.2f}")
+    claims.below(importance[-1], 0.5, "importance sampling must help later, got {:.2f}")
+    claims.below(stratified[0], 0.5, "stratification must help at initialization, got {:.2f}")
+    claims.above(stratified[-1], 0.7, "what stratification does must fade, got {:.2f}")
+    claims.below(ratio[:, -1, 2:], 0.05, "SVRG and SAGA must leave little noise at the end, got {:.3f}")
+    for name, worst in zip(PANELS, ratio[:, :, 2:].max(axis=1), strict=True):
+        message = f"old gradients must add noise while new ones change fast on {name}, got {{:.2f}}"
+        claims.above(worst, 1, message)
+    ends = np.stack([ratio[:, 0], ratio.max(axis=1), ratio[:, -1]], axis=-1)
+    claims["ratio_at_start_most_and_end"] = {
+        f"{name}, {method}": ends[i, k] for i, name in enumerate(PANELS) for k, method in enumerate(METHODS)
     }
-    return {
-        "ratio_at_start_most_and_end": ends,
-        "slopes_near": slopes[:, 0].tolist(),
-        "ratio_with_snapshot_at_start": far,
-        "coefficient_with_snapshot_at_start": results["coefficient"][:, -1].tolist(),
-        "linear_regression_gap": float(gap),
-        "largest_bias_of_sag": float(biased[..., 1].max()),
-    }
+    claims["digits"] = dict(zip(METHODS, ends[0], strict=True))
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    ends = findings["ratio_at_start_most_and_end"]
-    importance, stratified, svrg = (ends[f"{NETWORK}, {name}"] for name in list(METHODS)[:3])
-    return (
-        f"of the noise on digits, importance sampling leaves {importance[0]:.0%} at first and {importance[2]:.0%} at "
-        f"the end, stratification {stratified[0]:.0%} and {stratified[2]:.0%}, SVRG {svrg[2]:.1%} at the end with a "
-        f"snapshot an epoch old, {findings['ratio_with_snapshot_at_start'][NETWORK]:.0f} times it with the first"
-    )
-
-
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """Variance ratios along training on two problems, and against the distance of the snapshot on three."""
     figure = page(ncols=3, height_to_width_ratio=0.95)
     *left, right = figure.subplots(1, 3, sharey=True)
-    for axes, panel, ratios in zip(left, PANELS, results["ratio"], strict=True):
-        for (name, (color, marker, dash)), values in zip(METHODS.items(), ratios.T, strict=True):
+    for axes, name, ratios in zip(left, PANELS, results["ratio"], strict=True):
+        for (method, style), values in zip(METHODS.items(), ratios.T, strict=True):
             seen = values > 0
-            axes.plot(results["step"][seen] + 1, values[seen], color=color, marker=marker, linestyle=dash, label=name)
-        axes.set(title=panel, xlabel="1 + step of gradient descent")
+            axes.plot(results["step"][seen] + 1, values[seen], **style, label=method)
+        panel(axes, name, x="1 + step of gradient descent")
     for (name, (color, marker)), values in zip(PROBLEMS.items(), results["between"], strict=True):
         right.plot(results["fraction"], values[:, 0], color=color, marker=marker, label=name)
         right.plot(results["fraction"], values[:, 1], color=color, linestyle=":")
     right.plot([], [], color="0.4", linestyle=":", label=r"best coefficient $\beta^*$")
-    right.set(title="SVRG at the end of the run", xlabel="snapshot: part of the way back to the start")
+    panel(right, "SVRG at the end of the run", x="snapshot: part of the way back to the start")
     for axes in figure.axes:
-        axes.set(xscale="log", yscale="log", ylim=(3e-7, 3e3))
-        axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
+        reference(axes, y=1, color="0.6", linewidth=0.6, linestyle="-", zorder=0)
+        panel(axes, log="xy", ylim=(3e-7, 3e3))
         axes.title.set_fontsize("small")
     left[0].set_ylabel(r"variance $\div$ that of uniform sampling")
     left[0].legend(fontsize="x-small", loc="lower left")

@@ -70,7 +70,6 @@ def test_headline_laws():
 
 
 def test_unconfirmed_claim_writes_nothing(tmp_path, monkeypatch, capsys):
-    module = importlib.import_module(f"experiments.{HEADLINE}")
     monkeypatch.setattr(_claims, "MAX_Z", 0.0)
     assert _harness.main([HEADLINE, *SMALL, "--out", str(tmp_path)]) == 1
     assert "claim not confirmed, nothing written" in capsys.readouterr().err
@@ -129,7 +128,7 @@ def test_bad_data_is_refused_by_name(tmp_path, arrays, message, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data", "nowhere.npz"], "there is no file nowhere.npz"),
+        (["--data", "nowhere.npz"], "there is no file or folder nowhere.npz"),
         (["--steps", "5", "5"], r"steps must be positive and increasing, got (5, 5)"),
         (["--batch-size", "13"], "batch_size must be at most the population size 12, got 13"),
         (["--num-draws", "1"], "num_draws must be at least 2, got 1"),
