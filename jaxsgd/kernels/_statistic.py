@@ -25,12 +25,14 @@ def statistic(check: Callable[..., None] | None = None) -> Callable[[Callable[P,
 
     def compiled(method: Callable[P, R]) -> Callable[P, R]:
         program, signature = jax.jit(method), inspect.signature(method)
-        names = list(signature.parameters)
+        names, defaults = list(signature.parameters), tuple(p.default for p in signature.parameters.values())
+        required = defaults.count(inspect.Parameter.empty)
 
         @functools.wraps(method)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            places: tuple[Any, ...] = args
-            if kwargs or len(args) != len(names):  # by place, so that an argument passed by name compiles nothing anew
+            # All by place, so that an argument passed by name, or left out, compiles nothing anew.
+            places: tuple[Any, ...] = (*args, *defaults[len(args) :])
+            if kwargs or not required <= len(args) <= len(names):
                 bound = signature.bind(*args, **kwargs)
                 bound.apply_defaults()
                 places = bound.args

@@ -1,5 +1,6 @@
 """Per-example gradients against a loop over examples, and under every transformation."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd import kernels
+from jaxsgd.kernels._statistic import statistic
 from jaxsgd.problems import Problem
 from tests.support.registry import PROBLEMS, gradients_given, network, quick, skewed, take
 from tests.support.twins import Loop, assert_close, flat, flat_rows, loop, loop_of
@@ -153,6 +155,34 @@ def test_compiles_once() -> None:
     assert kernels.trace_batch._cache_size() == before + 1
     jaxsgd.per_example_gradients(loss_fn)(jnp.ones(2), jnp.ones((6, 2)))
     assert kernels.trace_batch._cache_size() == before + 2, "another shape must be seen to compile"
+
+
+def test_a_statistic_compiles_once_however_its_arguments_are_passed() -> None:
+    """Catches a program for arguments by name and another by place, and a check that sees tracers."""
+    traces, checked = [], []
+
+    def check(g: Any, weights: Any, other: Any) -> None:
+        checked.append((type(g), type(weights), other))
+
+    @statistic(check)
+    def weighted(g: Any, weights: Any, other: Any = None) -> Any:
+        """Is shown by help()."""
+        traces.append(other)
+        return g * weights
+
+    calls = (
+        weighted(2.0, np.ones(3)),
+        weighted(2.0, np.ones(3), None),
+        weighted(2.0, weights=np.ones(3)),
+        weighted(2.0, np.ones(3), other=None),
+    )
+    assert [call.tolist() for call in calls] == [[2.0, 2.0, 2.0]] * 4
+    assert traces == [None]
+    assert checked == [(float, np.ndarray, None)] * 4
+    assert (weighted.__doc__, str(inspect.signature(weighted))[:11]) == ("Is shown by help().", "(g: Any, we")
+    for wrong in ((2.0,), (2.0, 1.0, None, None)):
+        with pytest.raises(TypeError, match="argument"):
+            weighted(*wrong)
 
 
 def test_traces_the_loss_no_more_than_once_a_call_and_never_under_jit() -> None:
