@@ -46,8 +46,8 @@ CASES: list[Case] = [
     (ValueError, "rows must have shape (4,), got (3,)", lambda *_: LINE.take([True, False, True])),
     (
         TypeError,
-        "data must be a pytree of arrays, but data is ",
-        lambda *_: LINE._replace(data=iter([LINE.data])).take([0]),
+        "data must be a pytree of arrays, but data is 'digits.npz' of type str",
+        lambda *_: LINE._replace(data="digits.npz").take([0]),
     ),
     (TypeError, "loss_fn must be a function, got 3", lambda *_: problems.mean_loss(3, *LINE[1:])),
 ]

@@ -53,7 +53,8 @@ def test_axes_are_learning_rates_runs_and_steps() -> None:
 @pytest.mark.parametrize("chunk_size", [1, pytest.param(5, marks=pytest.mark.slow), None])
 def test_keeping_changes_no_bit_and_compiles_nothing(chunk_size) -> None:
     """Of the parameters, the records and what is kept, for any kept steps, and sequences of any kind."""
-    options = {"num_steps": 12, "record_every": 5, "num_runs": 2, "design": designs.WithReplacement(2)}
+    settings = {"optimizer": optax.sgd(0.1), "design": designs.WithReplacement(2)}  # one of each: compiled once
+    options = {"num_steps": 12, "record_every": 5, "num_runs": 2} | settings
     alone = run(**options)
     sizes = _run._advance._cache_size(), _run._measure._cache_size()
     every = run(**options, keep_params_at=range(13), chunk_size=chunk_size)
