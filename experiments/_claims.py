@@ -1,6 +1,7 @@
 """What an experiment finds, entered as it is confirmed: where a claim fails, nothing is written."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,6 +30,14 @@ class Claims(dict[str, Any]):
     A message is what the claim says, formatted with the number found: "growth must be tenfold, got {:.2f}". What is not
     a number is never confirmed.
     """
+
+    @classmethod
+    def of(cls, results: Any, *parts: Callable[[Self, Any], None]) -> Self:
+        """What several functions of (claims, results) confirm, one after the other."""
+        claims = cls()
+        for part in parts:
+            part(claims, results)
+        return claims
 
     def require(self, confirmed: bool | np.bool_, message: str) -> None:
         """What is no number, or has a message of its own."""

@@ -43,18 +43,17 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+SHAPE = {"nrows": 1, "ncols": 1, "height_to_width_ratio": 0.62}  # of a figure's panels
+
+
 def column(**shape: Any) -> Figure:
     """An empty figure as wide as one column of a two-column paper."""
-    return Figure(figsize=figsizes.icml2024_half(**shape)["figure.figsize"])
+    return Figure(figsize=figsizes.icml2024_half(**SHAPE | shape)["figure.figsize"])
 
 
 def page(**shape: Any) -> Figure:
-    """An empty figure as wide as the page of a two-column paper.
-
-    Args:
-        **shape: ``nrows`` and ``ncols``, 1 by default, and ``height_to_width_ratio`` of a panel.
-    """
-    return Figure(figsize=figsizes.icml2024_full(**shape)["figure.figsize"])
+    """An empty figure as wide as the page of a two-column paper."""
+    return Figure(figsize=figsizes.icml2024_full(**SHAPE | shape)["figure.figsize"])
 
 
 def page_of(results: Arrays, *panels: Callable[[Any, Arrays], None], nrows: int = 1, ratio: float) -> Figure:

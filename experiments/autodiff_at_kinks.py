@@ -11,7 +11,6 @@ Each row is a program at a point: the bar spans the subgradients of the function
 returns.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,22 +18,26 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._claims import require
-from experiments._panels import COLORS, column
+from experiments._claims import Claims
+from experiments._harness import Arrays, Settings
+from experiments._panels import BLUE, ORANGE, column
 from jaxsgd import exchange
 
 SHOWN, MISSING = 2.6, 3.1  # where infinity is drawn, and NaN; everything finite lies within
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of the experiment: there is nothing to set."""
 
 
 QUICK = Config()
+SUMMARY = (
+    "of {programs} programs {no_subgradient} return no subgradient, {not_a_number} of them NaN; the gradient of a mean "
+    "is the mean of gradients all the same"
+)
 
 
-def compute(_: Config) -> dict[str, np.ndarray]:
+def compute(_: Config) -> Arrays:
     """Every program's derivative, two ways to average those at 0, and a batch with one bad example."""
     kinks = exchange.KINKS
     returned = [float(jax.grad(kink.fn)(float(kink.at))) for kink in kinks]
@@ -46,13 +49,13 @@ def compute(_: Config) -> dict[str, np.ndarray]:
         return jnp.where(x > 0, jnp.sqrt(theta * x), 0.0)
 
     return {
-        "programs": np.array([f"{kink.program}  at {kink.at:g}" for kink in kinks]),
-        "returned": np.array(returned),
+        "programs": [f"{kink.program}  at {kink.at:g}" for kink in kinks],
+        "returned": returned,
         "listed": np.array([kink.returned for kink in kinks], float),
         "truth": np.array([kink.truth for kink in kinks], float),
-        "averages": np.array([averages(at_zero), averages(cancelling)]),
-        "one_by_one": np.asarray(jax.vmap(jax.grad(root), in_axes=(None, 0))(1.0, examples)),
-        "batch": np.asarray(jax.grad(lambda theta: root(theta, examples).mean())(1.0)),
+        "averages": [averages(at_zero), averages(cancelling)],
+        "one_by_one": jax.vmap(jax.grad(root), in_axes=(None, 0))(1.0, examples),
+        "batch": jax.grad(lambda theta: root(theta, examples).mean())(1.0),
     }
 
 
@@ -62,49 +65,36 @@ def averages(functions: list[Any]) -> tuple[float, float]:
     return float(of_mean), float(np.mean([float(jax.grad(function)(0.0)) for function in functions]))
 
 
-def is_subgradient(results: dict[str, np.ndarray]) -> np.ndarray:
+def is_subgradient(results: Arrays) -> np.ndarray:
     """Which programs return a subgradient of their function."""
     low, high = results["truth"].T
     return (low <= results["returned"]) & (results["returned"] <= high)
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm every listed value, that averages agree, and that agreeing is not being right."""
-    differs = ~np.isclose(results["returned"], results["listed"], rtol=0, atol=0, equal_nan=True)
-    require(
-        not differs.any(),
-        f"JAX returns something else than is listed for {', '.join(results['programs'][differs])}: "
-        f"{results['returned'][differs].tolist()}",
-    )
+    claims, programs, returned = Claims(), results["programs"], results["returned"]
+    differs = ~np.isclose(returned, results["listed"], rtol=0, atol=0, equal_nan=True)
+    names = f"{', '.join(programs[differs])}: {returned[differs]}"
+    claims.require(not differs.any(), f"JAX returns something else than is listed for {names}")
     gap = np.abs(np.diff(results["averages"]))
-    require(np.all(gap < 1e-12), f"the gradient of the mean must be the mean of the gradients, got {gap.max():.1e}")
+    claims.below(gap, 1e-12, "the gradient of the mean must be the mean of the gradients, got {:.1e}")
     both = results["averages"][1]
-    require(np.all(both == 0), f"the mean θ/2 must show that both can be wrong, got {both.tolist()} instead of 0")
+    claims.require(np.all(both == 0), f"the mean θ/2 must show that both can be wrong, got {both} instead of 0")
     right = is_subgradient(results)
-    numbers = np.isfinite(results["returned"])
-    require(not right[numbers].all() and right.any(), "some programs must be wrong, and some right")
-    bad = np.isnan(results["one_by_one"])
-    require(
-        bad.tolist() == [True, False, False] and np.isnan(results["batch"]),
-        f"one example must spoil the batch, got {results['one_by_one'].tolist()} and {results['batch']}",
-    )
-    return {
+    numbers = np.isfinite(returned)
+    claims.require(not right[numbers].all() and right.any(), "some programs must be wrong, and some right")
+    bad = np.isnan([*results["one_by_one"], results["batch"]]).tolist()
+    claims.require(bad == [True, False, False, True], f"one example must spoil the batch, got {bad}")
+    return claims | {
         "programs": len(right),
-        "no_subgradient": int((~right).sum()),
-        "not_a_number": int(np.isnan(results["returned"]).sum()),
-        "wrong": results["programs"][~right].tolist(),
+        "no_subgradient": (~right).sum(),
+        "not_a_number": np.isnan(returned).sum(),
+        "wrong": programs[~right],
     }
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    return (
-        f"of {findings['programs']} programs {findings['no_subgradient']} return no subgradient, "
-        f"{findings['not_a_number']} of them NaN; the gradient of a mean is the mean of gradients all the same"
-    )
-
-
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """One row for each program, right ones above wrong ones."""
     figure = column(height_to_width_ratio=1.55)
     axes = figure.subplots()
@@ -115,17 +105,13 @@ def draw(results: dict[str, np.ndarray]) -> Figure:
     axes.hlines(rows, low - 0.04, high + 0.04, color="0.75", linewidth=3.5, label="subgradients")
     place = np.nan_to_num(np.clip(returned[order], -SHOWN, SHOWN), nan=MISSING)
     fine, missing = right[order], np.isnan(returned[order])
-    axes.plot(place[fine], rows[fine], "o", color=COLORS[0], label="returned, a subgradient")
+    axes.plot(place[fine], rows[fine], "o", color=BLUE, label="returned, a subgradient")
     wrong = ~fine & ~missing
-    axes.plot(place[wrong], rows[wrong], "X", color=COLORS[1], markersize=4.5, label="returned, not a subgradient")
-    axes.plot(place[missing], rows[missing], "P", color=COLORS[1], markersize=4, label="returned, NaN")
-    axes.set_yticks(rows, [_typeset(name) for name in results["programs"][order]], fontsize=4.6)
+    axes.plot(place[wrong], rows[wrong], "X", color=ORANGE, markersize=4.5, label="returned, not a subgradient")
+    axes.plot(place[missing], rows[missing], "P", color=ORANGE, markersize=4, label="returned, NaN")
+    axes.set_yticks(rows, [name.replace("-", "−") for name in results["programs"][order]], fontsize=4.6)
     ticks = {-SHOWN: r"$-\infty$", -1: "$-1$", 0: "0", 1: "1", 2: "2", SHOWN: r"$\infty$", MISSING: "NaN"}
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set(ylim=(len(rows) - 0.3, -0.7), xlim=(-SHOWN - 0.2, MISSING + 0.2), xlabel="derivative")
     figure.legend(loc="outside lower center", ncols=2, fontsize="x-small")
     return figure
-
-
-def _typeset(program: str) -> str:
-    return program.replace("-", "−")

@@ -16,7 +16,6 @@ the middle target, and B_crit with a factor of 3 around it; B_noise of the slow 
 mean. Right: the noisy quadratic.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -25,17 +24,16 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._claims import require
-from experiments._harness import progress
-from experiments._panels import COLORS, MARKERS, page
+from experiments._claims import Claims
+from experiments._harness import Arrays, Settings, progress, table
+from experiments._panels import BLUE, DOTTED, LONG_DASHED, ORANGE, mark, page_of, panel, reference
 from jaxsgd import designs, dynamics, problems, training
 from jaxsgd.batch_size import fit_tradeoff, steps_to_target
 
 MAX_RESIDUAL, MAX_RESIDUAL_QUADRATIC, FACTOR, SLOWER, FOLLOWED_RUNS = 0.2, 0.15, 3.0, 4.0, 4
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of the experiment."""
 
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 128, 512)
@@ -84,72 +82,53 @@ QUICK = Config(
     quadratic_target=0.05,
     num_sizes=8,
 )
+SUMMARY = (
+    "steps within {worst_residual:.0%} of hyperbolas with B_crit {critical_batch_sizes}; mean noise scales along tuned "
+    "runs {least_over_critical:.2f} to {largest_over_critical:.2f} times it, at a quarter of the best rate "
+    "{median_at_quarter_rate_over_critical:.0f} times; noisy quadratic within {quadratic_worst_residual:.0%}"
+)
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """Steps to every target at every batch size and rate; noise scales along the best runs; the noisy quadratic."""
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         problem = problems.digits_mlp(key=jax.random.key(0), hidden=config.hidden)
-        rows = [swept(problem, M, config) for M in progress(config.batch_sizes, "batch sizes")]
-        rates, steps = (np.array(column) for column in zip(*rows, strict=True))
+        found = table([swept(problem, M, config) for M in progress(config.batch_sizes, "batch sizes")])
         scales = noise_scales(problem, config.num_probes)
         runs = [(M, 1.0) for M in config.followed] + [(config.followed[-1], SLOWER)]
-        found = [along(problem, scales, *run, rates, steps, config) for run in progress(runs, "noise scales")]
-    return {
-        "batch_sizes": np.array(config.batch_sizes),
-        "targets": np.array(config.targets),
-        "rates": rates,
-        "steps": steps,
-        "followed": np.array(config.followed),
-        "followed_target": np.array(config.followed_target),
-        "noise_scales": np.array(found),
-        **quadratic(config),
-    }
+        along_runs = [along(problem, scales, *run, found, config) for run in progress(runs, "noise scales")]
+    settings = {name: getattr(config, name) for name in ("batch_sizes", "targets", "followed", "followed_target")}
+    return found | settings | {"noise_scales": along_runs} | quadratic(config)
 
 
-def swept(problem: jaxsgd.Problem, batch_size: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
+def swept(problem: jaxsgd.Problem, batch_size: int, config: Config) -> Arrays:
     """The learning rates tried, and the steps of the mean loss to every target with each, shape (targets, rates)."""
     slower = 1 + config.half_size / batch_size
     rates = config.largest_rate / slower * 2 ** (np.arange(config.num_rates) / 2 - (config.num_rates - 1) / 4)
     num_steps = int(config.num_steps * (1 + 3 * config.half_size / batch_size))
-    result = training.run_sgd(
-        *problem,
-        optax.sgd,
-        designs.WithReplacement(batch_size),
-        num_steps,
-        jax.random.fold_in(jax.random.key(1), batch_size),
-        learning_rates=rates,
-        num_runs=config.num_runs,
-        record_every=max(num_steps // 50, 1),
-    )
+    options = {"learning_rates": rates, "num_runs": config.num_runs, "record_every": max(num_steps // 50, 1)}
+    result = run(problem, batch_size, num_steps, jax.random.fold_in(jax.random.key(1), batch_size), **options)
     losses = np.asarray(result.metrics["loss"]).mean(axis=1)
-    return rates, np.array([steps_to_target(result.steps, losses, target) for target in config.targets])
+    steps = np.array([steps_to_target(result.steps, losses, target) for target in config.targets])
+    return {"rates": rates, "steps": steps}
+
+
+def run(problem: jaxsgd.Problem, batch_size: int, num_steps: int, key: Any, **options: Any) -> training.RunResult:
+    """Several runs of SGD with replacement."""
+    return training.run_sgd(*problem, optax.sgd, designs.WithReplacement(batch_size), num_steps, key, **options)
 
 
 def along(
-    problem: jaxsgd.Problem,
-    scales: Any,
-    batch_size: int,
-    slower: float,
-    rates: np.ndarray,
-    steps: np.ndarray,
-    config: Config,
+    problem: jaxsgd.Problem, scales: Any, batch_size: int, slower: float, tried: Arrays, config: Config
 ) -> np.ndarray:
     """Means of B_simple and B_noise along runs to the target, and the median of B_noise."""
     place, target = config.batch_sizes.index(batch_size), config.followed_target
-    best = int(steps[place, target].argmin())
-    num_steps = int(slower * steps[place, target, best])
-    result = training.run_sgd(
-        *problem,
-        optax.sgd,
-        designs.WithReplacement(batch_size),
-        num_steps,
-        jax.random.key(2),
-        learning_rates=[rates[place, best] / slower],
-        num_runs=FOLLOWED_RUNS,
-        eval_fn=scales,
-        record_every=max(num_steps // config.num_records, 1),
-    )
+    steps = tried["steps"][place, target]
+    num_steps = int(slower * steps.min())
+    rates = [tried["rates"][place, steps.argmin()] / slower]
+    options = {"learning_rates": rates, "num_runs": FOLLOWED_RUNS, "eval_fn": scales}
+    every = max(num_steps // config.num_records, 1)
+    result = run(problem, batch_size, num_steps, jax.random.key(2), record_every=every, **options)
     before = np.asarray(result.metrics["loss"]).ravel() > config.targets[target]
     simple, curved = (np.asarray(result.metrics[name], float).ravel()[before] for name in ("simple", "curved"))
     return np.array([simple.mean(), curved.mean(), np.median(curved)])
@@ -167,171 +146,136 @@ def noise_scales(problem: jaxsgd.Problem, num_probes: int) -> Any:
     return measured
 
 
-def quadratic(config: Config) -> dict[str, np.ndarray]:
+def quadratic(config: Config) -> Arrays:
     """The fewest steps of the noisy quadratic at every batch size, and the mean of B_noise along the way."""
     model = dynamics.NoisyQuadratic.of_dimension(config.dimension)
-    sizes = 4.0 ** np.arange(config.num_sizes)
     found = []
-    for size in progress(sizes, "noisy quadratic"):
+    for size in progress(4.0 ** np.arange(config.num_sizes), "noisy quadratic"):
         steps, rate = model.fewest_steps(config.quadratic_target, size)
-        scales = model.noise_scale(size, rate, np.linspace(0, steps, 400, endpoint=False))
-        found.append([steps, rate, scales.mean()])
-    steps, rates, scales = np.array(found).T
-    return {"quadratic/sizes": sizes, "quadratic/steps": steps, "quadratic/rates": rates, "quadratic/scales": scales}
+        scale = model.noise_scale(size, rate, np.linspace(0, steps, 400, endpoint=False)).mean()
+        found.append({"sizes": size, "steps": steps, "rates": rate, "scales": scale})
+    return table(found, prefix="quadratic/")
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm the hyperbola, the noise scales and the noisy quadratic."""
-    fits = fitted(results)
-    return check_hyperbola(results, fits) | check_scales(results, fits) | check_quadratic(results)
+    claims, fits = Claims(), fitted(results)
+    check_hyperbola(claims, results, fits)
+    check_scales(claims, results, fits[int(results["followed_target"])].critical_batch_size)
+    check_quadratic(claims, results)
+    return claims
 
 
-def fitted(results: dict[str, np.ndarray]) -> list[Any]:
+def fitted(results: Arrays) -> list[Any]:
     """The hyperbola of each target, with the best learning rate for every batch size."""
     return [fit_tradeoff(results["batch_sizes"], row) for row in results["steps"].min(axis=2).T]
 
 
-def check_hyperbola(results: dict[str, np.ndarray], fits: list[Any]) -> dict[str, Any]:
+def check_hyperbola(claims: Claims, results: Arrays, fits: list[Any]) -> None:
     """Every point is near it, neither examples nor steps alone explain them, and B_crit grows along the run."""
     best = results["steps"].argmin(axis=2)
     inside = (best > 0) & (best < results["rates"].shape[1] - 1)
-    require(np.all(inside), "the best learning rate must lie inside those tried")
-    worst = max(np.abs(fit.relative_residuals).max() for fit in fits)
-    require(worst < MAX_RESIDUAL, f"steps must be within 20% of the hyperbola, got {worst:.0%}")
+    claims.require(np.all(inside), "the best learning rate must lie inside those tried")
+    residuals = [np.abs(fit.relative_residuals).max() for fit in fits]
+    message = "steps must be within 20% of the hyperbola, got {:.0%}"
+    claims.below(residuals, MAX_RESIDUAL, message, enter="worst_residual")
     steps, sizes = results["steps"].min(axis=2), results["batch_sizes"][:, None]
     for name, constant in (("examples", steps * sizes), ("steps", steps)):
         spread = constant.max(axis=0) / constant.min(axis=0)
-        require(np.all(spread > 2), f"that every batch size takes equally many {name} must be rejected")
-    sizes_found = [fit.critical_batch_size for fit in fits]
-    require(bool(np.all(np.diff(sizes_found) > 0)), f"B_crit must rise as the target falls, got {sizes_found}")
-    return {
-        "worst_residual": float(worst),
-        "targets": {
-            f"{target:g}": {
-                "min_steps": round(fit.min_steps, 1),
-                "min_examples": round(fit.min_examples),
-                "critical_batch_size": round(fit.critical_batch_size, 1),
-                "interval": [round(fit.low, 1), round(fit.high, 1)],
-            }
-            for target, fit in zip(results["targets"], fits, strict=True)
-        },
+        claims.above(spread, 2, f"that every batch size takes equally many {name} must be rejected")
+    critical = [round(fit.critical_batch_size, 1) for fit in fits]
+    rises = np.all(np.diff([fit.critical_batch_size for fit in fits]) > 0)
+    claims.require(rises, f"B_crit must rise as the target falls, got {critical}")
+    claims["critical_batch_sizes"] = ", ".join(f"{size:g}" for size in critical)
+    claims["targets"] = {
+        f"{target:g}": {
+            "min_steps": round(fit.min_steps, 1),
+            "min_examples": round(fit.min_examples),
+            "critical_batch_size": round(fit.critical_batch_size, 1),
+            "interval": [round(fit.low, 1), round(fit.high, 1)],
+        }
+        for target, fit in zip(results["targets"], fits, strict=True)
     }
 
 
-def check_scales(results: dict[str, np.ndarray], fits: list[Any]) -> dict[str, Any]:
+def check_scales(claims: Claims, results: Arrays, critical: float) -> None:
     """Averages along tuned runs are near B_crit, those along a slow run far above."""
-    critical = fits[int(results["followed_target"])].critical_batch_size
     simple, curved, median = results["noise_scales"].T / critical
     tuned = np.concatenate([simple[:-1], curved[:-1]])
-    near = np.all((tuned > 1 / FACTOR) & (tuned < FACTOR))
-    require(near, f"mean noise scales must be within a factor of 3 of B_crit, got {tuned.round(2).tolist()} times it")
-    require(median[-1] > FACTOR, "that a run at a quarter of the best rate tells B_crit must be rejected")
-    return {
-        "simple_over_critical": simple[:-1].round(2).tolist(),
-        "curved_over_critical": curved[:-1].round(2).tolist(),
-        "median_at_quarter_rate_over_critical": round(float(median[-1]), 1),
-    }
+    message = "mean noise scales must be within a factor of 3 of B_crit, got {:.2f} times it"
+    claims.above(tuned, 1 / FACTOR, message, enter="least_over_critical")
+    claims.below(tuned, FACTOR, message, enter="largest_over_critical")
+    claims.above(median[-1], FACTOR, "that a run at a quarter of the best rate tells B_crit must be rejected")
+    claims |= {"simple_over_critical": simple[:-1].round(2), "curved_over_critical": curved[:-1].round(2)}
+    claims["median_at_quarter_rate_over_critical"] = round(median[-1], 1)
 
 
-def check_quadratic(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check_quadratic(claims: Claims, results: Arrays) -> None:
     """From perfect scaling to a plateau, near a hyperbola."""
     sizes, steps, scales = (results[f"quadratic/{name}"] for name in ("sizes", "steps", "scales"))
     fit = fit_tradeoff(sizes, steps)
     worst = np.abs(fit.relative_residuals).max()
-    require(worst < MAX_RESIDUAL_QUADRATIC, f"the noisy quadratic must be within 15% of a hyperbola, got {worst:.0%}")
-    require(worst > 0.02, "that the noisy quadratic is exactly a hyperbola must be rejected")
+    message = "the noisy quadratic must be within 15% of a hyperbola, got {:.0%}"
+    claims.below(worst, MAX_RESIDUAL_QUADRATIC, message, enter="quadratic_worst_residual")
+    claims.above(worst, 0.02, "that the noisy quadratic is exactly a hyperbola must be rejected")
     slopes = np.diff(np.log(steps)) / np.diff(np.log(sizes))
-    require(abs(slopes[0] + 1) < 0.05, f"small batches must scale perfectly, got an exponent of {slopes[0]:.3f}")
-    require(abs(slopes[-1]) < 0.05, f"large batches must be on a plateau, got an exponent of {slopes[-1]:.3f}")
+    claims.equal(slopes[0], -1, "small batches must scale perfectly, got an exponent of {:.3f}", atol=0.05)
+    claims.equal(slopes[-1], 0, "large batches must be on a plateau, got an exponent of {:.3f}", atol=0.05)
     ratios = scales / fit.critical_batch_size
-    some = sizes <= 16 * fit.critical_batch_size
-    require(
-        np.all((ratios[some] > 1 / FACTOR) & (ratios[some] < FACTOR)),
-        f"mean noise scales of the noisy quadratic must be within a factor of 3 of B_crit, got {ratios.round(2)}",
-    )
-    return {
-        "quadratic_worst_residual": float(worst),
-        "quadratic_critical_batch_size": round(fit.critical_batch_size, 1),
-        "quadratic_scale_over_critical": ratios.round(2).tolist(),
-        "quadratic_exponents": slopes.round(3).tolist(),
-    }
+    some = ratios[sizes <= 16 * fit.critical_batch_size]
+    message = "mean noise scales of the noisy quadratic must be within a factor of 3 of B_crit, got {:.2f}"
+    claims.above(some, 1 / FACTOR, message)
+    claims.below(some, FACTOR, message)
+    claims |= {"quadratic_scale_over_critical": ratios.round(2), "quadratic_exponents": slopes.round(3)}
+    claims["quadratic_critical_batch_size"] = round(fit.critical_batch_size, 1)
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    ratios = findings["simple_over_critical"] + findings["curved_over_critical"]
-    sizes = ", ".join(f"{row['critical_batch_size']:g}" for row in findings["targets"].values())
-    return (
-        f"steps within {findings['worst_residual']:.0%} of hyperbolas with B_crit {sizes}; mean noise scales along "
-        f"tuned runs {min(ratios):.2f} to {max(ratios):.2f} times it, at a quarter of the best rate "
-        f"{findings['median_at_quarter_rate_over_critical']:.0f} times; noisy quadratic within "
-        f"{findings['quadratic_worst_residual']:.0%}"
-    )
-
-
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """Three panels: the hyperbola, the noise scales, the noisy quadratic."""
-    figure = page(ncols=3, height_to_width_ratio=0.85)
-    left, middle, right = figure.subplots(1, 3)
-    draw_hyperbola(left, results)
-    draw_scales(middle, results)
-    draw_quadratic(right, results)
-    return figure
+    return page_of(results, draw_hyperbola, draw_scales, draw_quadratic, ratio=0.85)
 
 
-def draw_hyperbola(axes: Any, results: dict[str, np.ndarray]) -> None:
+def draw_hyperbola(axes: Any, results: Arrays) -> None:
     """Examples against steps."""
     sizes, steps = results["batch_sizes"], results["steps"].min(axis=2)
     fine = np.geomspace(sizes[0] / 3, sizes[-1] * 3, 200)
     for k, fit in enumerate(fitted(results)):
-        axes.plot(fit.steps(fine), fit.examples(fine), color=COLORS[k])
-        axes.plot(steps[:, k], sizes * steps[:, k], MARKERS[k], color=COLORS[k], label=f"$L={results['targets'][k]:g}$")
-    for place in (0, len(sizes) - 1):
+        axes.plot(fit.steps(fine), fit.examples(fine), color=mark(k)["color"])
+        label = f"$L={results['targets'][k]:g}$"
+        axes.plot(steps[:, k], sizes * steps[:, k], **mark(k, line="none"), label=label)
+    for place, offset in ((0, (-4, 6)), (-1, (6, -2))):
         at = (steps[place, -1], sizes[place] * steps[place, -1])
-        offset = (-4, 6) if place == 0 else (6, -2)
         axes.annotate(f"$M={sizes[place]}$", at, xytext=offset, textcoords="offset points", fontsize="small")
-    axes.set(xscale="log", yscale="log", xlabel="steps to the target", ylabel="examples to the target")
-    axes.set_title("digits")
-    axes.legend(loc="upper right", fontsize="small", title="mean loss", title_fontsize="small")
+    legend = {"loc": "upper right", "title": "mean loss", "title_fontsize": "small"}
+    panel(axes, "digits", x="steps to the target", y="examples to the target", log="xy", legend=legend)
 
 
-def draw_scales(axes: Any, results: dict[str, np.ndarray]) -> None:
+def draw_scales(axes: Any, results: Arrays) -> None:
     """Averages along runs, with B_crit."""
     target, sizes = int(results["followed_target"]), results["followed"]
     critical = fitted(results)[target].critical_batch_size
     axes.axhspan(critical / FACTOR, critical * FACTOR, color="0.92", linewidth=0)
     axes.axhline(critical, color="black", linewidth=0.8, label=r"$\mathcal{B}_{\rm crit}$, and a factor of 3")
     simple, curved, median = results["noise_scales"].T
-    for k, (label, values) in enumerate(
-        ((r"$\mathcal{B}_{\rm noise}$", curved), (r"$\mathcal{B}_{\rm simple}$", simple))
-    ):
-        axes.plot(sizes, values[:-1], MARKERS[k] + "-", color=COLORS[k], label=f"mean {label}")
-    axes.plot(sizes[-1:], median[-1:], MARKERS[0], color=COLORS[0], markerfacecolor="white")
-    axes.annotate(
-        "at a quarter of\nthe best rate",
-        (sizes[-1], median[-1]),
-        xytext=(-6, 0),
-        textcoords="offset points",
-        ha="right",
-        va="center",
-        fontsize="small",
-    )
-    axes.set(xscale="log", yscale="log", xlabel="batch size $M$ of the run", ylabel="noise scale along it (examples)")
-    axes.set_xlim(sizes[0] / 1.6, sizes[-1] * 1.6)
-    axes.set_ylim(critical / 5, 2 * float(median[-1]))
-    axes.set_title(f"digits, $L={results['targets'][target]:g}$")
-    axes.legend(loc="upper left", fontsize="small", bbox_to_anchor=(0, 0.82))
+    for k, (name, values) in enumerate({"noise": curved, "simple": simple}.items()):
+        axes.plot(sizes, values[:-1], **mark(k), label=rf"mean $\mathcal{{B}}_{{\rm {name}}}$")
+    axes.plot(sizes[-1:], median[-1:], **mark(0, line="none", hollow=True))
+    style = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": "small"}
+    axes.annotate("at a quarter of\nthe best rate", (sizes[-1], median[-1]), xytext=(-6, 0), **style)
+    labels = {"x": "batch size $M$ of the run", "y": "noise scale along it (examples)"}
+    limits = {"xlim": (sizes[0] / 1.6, sizes[-1] * 1.6), "ylim": (critical / 5, 2 * median[-1])}
+    legend = {"loc": "upper left", "bbox_to_anchor": (0, 0.82)}
+    panel(axes, f"digits, $L={results['targets'][target]:g}$", **labels, log="xy", **limits, legend=legend)
 
 
-def draw_quadratic(axes: Any, results: dict[str, np.ndarray]) -> None:
+def draw_quadratic(axes: Any, results: Arrays) -> None:
     """Steps against the batch size."""
     sizes, steps = results["quadratic/sizes"], results["quadratic/steps"]
     fit, fine = fit_tradeoff(sizes, steps), np.geomspace(sizes[0], sizes[-1], 200)
-    axes.plot(sizes, steps, MARKERS[0], color=COLORS[0], label="exact")
-    axes.plot(fine, fit.steps(fine), color=COLORS[0], label="hyperbola")
-    axes.plot(fine, fit.min_examples / fine, color=COLORS[1], linestyle=(0, (4, 1.5)), label=r"$\propto 1/M$")
-    axes.axhline(fit.min_steps, color="black", linewidth=0.8, linestyle=(0, (1, 1)))
-    axes.set(xscale="log", yscale="log", xlabel="batch size $M$", ylabel="steps to the target")
-    axes.set_title("noisy quadratic")
-    axes.set_ylim(steps[-1] / 2, steps[0] * 1.6)
-    axes.legend(loc="upper right", fontsize="small")
+    axes.plot(sizes, steps, **mark(0, line="none"), label="exact")
+    axes.plot(fine, fit.steps(fine), color=BLUE, label="hyperbola")
+    axes.plot(fine, fit.min_examples / fine, color=ORANGE, linestyle=LONG_DASHED, label=r"$\propto 1/M$")
+    reference(axes, y=fit.min_steps, color="black", linewidth=0.8, linestyle=DOTTED)
+    labels = {"x": "batch size $M$", "y": "steps to the target"}
+    limits = (steps[-1] / 2, steps[0] * 1.6)
+    panel(axes, "noisy quadratic", **labels, log="xy", ylim=limits, legend="upper right")

@@ -13,7 +13,6 @@ float32 by all of them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -25,10 +24,10 @@ from matplotlib.ticker import NullFormatter
 
 import jaxsgd
 from experiments import _peers
-from experiments._claims import require
-from experiments._harness import progress
+from experiments._claims import Claims
+from experiments._harness import Arrays, Settings, progress
 from experiments._models import cnn, cnn_3c3d, gpt, mlp
-from experiments._panels import COLORS, MARKERS, page
+from experiments._panels import BLUE, MARKERS, ORANGE, SKY, page, panel, reference
 from experiments._timing import device, flat, in_turn, relative_error, seconds, summary
 
 WORKLOADS: dict[str, Callable[[], jaxsgd.Problem]] = {
@@ -55,14 +54,13 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "mean + second moment": ("mean", "second_moment"),
     "Gram matrix": ("gram",),
 }
-PEERS = (("Opacus hooks", "gray", "D"), ("Opacus ghost", COLORS[2], MARKERS[2]), ("BackPACK", COLORS[1], MARKERS[1]))
+PEERS = (("Opacus hooks", "gray", "D"), ("Opacus ghost", SKY, MARKERS[2]), ("BackPACK", ORANGE, MARKERS[1]))
 VMAP = "jit(vmap(grad))"
 GRADIENT_BYTES = 2**33
 MAX_ERROR, MAX_DISAGREEMENT, MAX_RATIO = 1e-4, 1e-5, 1.5
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of the experiment."""
 
     workloads: tuple[str, ...] = ()
@@ -80,9 +78,10 @@ class Config:
 
 
 QUICK = Config(workloads=(QUICK_WORKLOAD,), rounds=3, hold_to_speed=False)
+SUMMARY = "mean + squared norms cost {least_ratio:.2f} to {largest_ratio:.2f} plain gradients{vmap_ratios}"
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """Time every statistic on every workload, in float32."""
     unknown = set(config.workloads) - ALL_WORKLOADS.keys()
     if unknown:
@@ -181,69 +180,62 @@ def _error(problem: jaxsgd.Problem, functions: dict[str, Any]) -> float:
     return max(relative_error(value, expected[part]) for part, value in found)
 
 
-def _disagreement(theirs: dict[str, np.ndarray], functions: dict[str, Any], problem: jaxsgd.Problem) -> float:
+def _disagreement(theirs: Arrays, functions: dict[str, Any], problem: jaxsgd.Problem) -> float:
     """The largest difference between a peer's values and ours, relative to the largest of theirs."""
     name = next((name for name, parts in STATISTICS.items() if set(parts) == theirs.keys()), "mean + squared norms")
     ours = functions[name](problem.params, problem.data)
     return max(relative_error(ours[part], value) for part, value in theirs.items())
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm that the statistics are right and, at full size, what the first of them costs."""
-    names, workloads = results["names"].tolist(), results["workloads"].tolist()
-    error = float(results["error"].max())
-    require(error < MAX_ERROR, f"every statistic must equal jit(vmap(grad))'s, got a relative error of {error:.1e}")
-    first = results["ratio"][:, names.index("mean + squared norms")]
+    claims, names = Claims(device=str(results["device"])), results["names"].tolist()
+    workloads, ratios = results["workloads"].tolist(), results["ratio"]
+    message = "every statistic must equal jit(vmap(grad))'s, got a relative error of {:.1e}"
+    claims.below(results["error"], MAX_ERROR, message, enter="largest_relative_error")
+    first = ratios[:, names.index("mean + squared norms")]
     if results["hold_to_speed"]:
         worst = workloads[int(first.argmax())]
-        require(first.max() <= MAX_RATIO, f"mean + squared norms cost {first.max():.2f} plain gradients on {worst}")
+        claims.require(
+            first.max() <= MAX_RATIO, f"mean + squared norms cost {first.max():.2f} plain gradients on {worst}"
+        )
     table = {
         workload: {name: round(float(ratio), 2) for name, ratio in zip(names, row, strict=True) if ratio == ratio}
-        for workload, row in zip(workloads, results["ratio"], strict=True)
+        for workload, row in zip(workloads, ratios, strict=True)
     }
+    times_of_vmap = [row[VMAP] for row in table.values() if VMAP in row]
+    range_of_vmap = f", {VMAP} {min(times_of_vmap):.1f} to {max(times_of_vmap):.0f}" if times_of_vmap else ""
     for workload, milliseconds in zip(workloads, results["milliseconds"], strict=True):
         table[workload]["plain"] = f"{milliseconds[0]:.1f} ms"
-    peers = _peers.findings(results)
-    off = peers.get("largest_disagreement", 0.0)
-    require(off <= MAX_DISAGREEMENT, f"every statistic must equal the peers', got a relative difference of {off:.1e}")
+    claims |= _peers.findings(results)
+    message = "every statistic must equal the peers', got a relative difference of {:.1e}"
+    claims.below(claims.get("largest_disagreement", 0.0), MAX_DISAGREEMENT, message)
     compile_ratio = results["compile_seconds"] / results["compile_seconds"][:, :1]
-    return {
-        "device": str(results["device"]),
-        "ratios": table,
-        "throughput": {
-            workload: {name: round(float(1 / row[names.index(name)]), 2) for name in STATISTICS}
-            for workload, row in zip(workloads, results["ratio"], strict=True)
-        },
-        "largest_relative_error": error,
-        "compile_time_ratio": round(float(compile_ratio[:, names.index("mean + squared norms")].max()), 1),
-        **peers,
+    claims["throughput"] = {
+        workload: {name: round(float(1 / row[names.index(name)]), 2) for name in STATISTICS}
+        for workload, row in zip(workloads, ratios, strict=True)
     }
+    claims["compile_time_ratio"] = round(float(compile_ratio[:, names.index("mean + squared norms")].max()), 1)
+    extremes = {"least_ratio": first.min(), "largest_ratio": first.max(), "vmap_ratios": range_of_vmap}
+    return claims | extremes | {"ratios": table}
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    ratios = [row["mean + squared norms"] for row in findings["ratios"].values()]
-    text = f"mean + squared norms cost {min(ratios):.2f} to {max(ratios):.2f} plain gradients"
-    materialized = [row[VMAP] for row in findings["ratios"].values() if VMAP in row]
-    return text + (f", {VMAP} {min(materialized):.1f} to {max(materialized):.0f}" if materialized else "")
-
-
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """A panel for each statistic and a line of points for each workload, on logarithmic axes."""
     names, workloads = results["names"].tolist(), results["workloads"].tolist()
     places = np.arange(len(workloads))[::-1]
     figure = page(ncols=3, height_to_width_ratio=1.05)
     panels = figure.subplots(ncols=len(STATISTICS), sharex=True, sharey=True)
     for axes, statistic in zip(panels, STATISTICS, strict=True):
-        axes.axvline(1, color="gray", linewidth=0.6, linestyle=":")
+        reference(axes, x=1, linewidth=0.6)
         for peer, color, marker in PEERS:
             if f"{peer}: {statistic}" in results["peers"]:
                 column = results["peers"].tolist().index(f"{peer}: {statistic}")
                 axes.plot(results["peer_ratio"][:, column], places, marker, color=color, mfc="none", label=peer)
         if VMAP in names and statistic == "mean + squared norms":
             axes.plot(results["ratio"][:, names.index(VMAP)], places, "x", color="black", label=VMAP)
-        axes.plot(results["ratio"][:, names.index(statistic)], places, MARKERS[0], color=COLORS[0], label="jaxsgd")
-        axes.set(xscale="log", title=statistic, ylim=(-0.6, len(workloads) - 0.4))
+        axes.plot(results["ratio"][:, names.index(statistic)], places, "o", color=BLUE, label="jaxsgd")
+        panel(axes, statistic, log="x", ylim=(-0.6, len(workloads) - 0.4))
     panels[0].set_yticks(places, workloads)
     panels[0].xaxis.set_minor_formatter(NullFormatter())
     panels[1].set_xlabel("time ÷ time of the mean gradient in the same framework")

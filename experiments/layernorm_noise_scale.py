@@ -15,7 +15,7 @@ gradients are sufficient to predict gradient noise scale in transformers", NeurI
 larger models).
 """
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,16 +25,17 @@ import optax
 from matplotlib.figure import Figure
 from sklearn import datasets
 
-from experiments._claims import require
+from experiments._claims import Claims
+from experiments._harness import Arrays, Seeded
 from experiments._models import gpt
-from experiments._panels import COLORS, MARKERS, page
+from experiments._panels import BLUE, DASHED, mark, page_of, panel
 from jaxsgd import designs, monitors, training
 
 KINDS = ("all", "layernorm")
+SETTLED = 20  # steps after which the averages are shown
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Seeded):
     """Settings of the experiment."""
 
     length: int = 16
@@ -53,14 +54,16 @@ class Config:
     """Of what the monitors average."""
     learning_rate: float = 1e-3
     """Of Adam."""
-    seed: int = 0
-    """Seed of everything random."""
 
 
 QUICK = Config(length=8, width=32, num_examples=512, batch_size=32, num_steps=120)
+SUMMARY = (
+    "{share_of_params:.2%} of the parameters have {ratio:.2f} times that of all within a factor of "
+    "{largest_factor:.1f}, while it grows {growth:.0f}-fold"
+)
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """One run, watched twice."""
     loss_fn, params, _ = gpt(config.length, 1, scanned=True, width=config.width)
     watch = (
@@ -68,24 +71,14 @@ def compute(config: Config) -> dict[str, np.ndarray]:
         monitors.noise_scale(decay=config.decay, name="layernorm", where=is_norm_scale),
     )
     with jax.numpy_dtype_promotion("standard"):  # Adam counts its steps in integers
-        result = training.run_sgd(
-            loss_fn,
-            params,
-            pieces(config),
-            optax.adam(config.learning_rate),
-            designs.WithReplacement(config.batch_size),
-            config.num_steps,
-            jax.random.key(config.seed),
-            monitors=watch,
-            record_every=config.record_every,
-        )
+        run = partial(training.run_sgd, loss_fn, params, pieces(config), optax.adam(config.learning_rate))
+        design = designs.WithReplacement(config.batch_size)
+        result = run(design, config.num_steps, config.key(), monitors=watch, record_every=config.record_every)
     sizes = {path: leaf.size for path, leaf in leaves(params).items()}
     chosen = sum(size for path, size in sizes.items() if is_norm_scale(path))
-    return {
-        "steps": np.asarray(result.steps),
-        "loss": np.asarray(result.metrics["loss"]),
-        "num_params": np.array([sum(sizes.values()), chosen]),
-    } | {kind: np.asarray(result.metrics[f"{kind}/noise_scale"], np.float64) for kind in KINDS}
+    readings = {kind: np.asarray(result.metrics[f"{kind}/noise_scale"], np.float64) for kind in KINDS}
+    num_params = [sum(sizes.values()), chosen]
+    return {"steps": result.steps, "loss": result.metrics["loss"], "num_params": num_params} | readings
 
 
 def is_norm_scale(path: str) -> bool:
@@ -107,54 +100,42 @@ def pieces(config: Config) -> dict[str, jax.Array]:
     return {"tokens": jnp.asarray(windows[:, :-1]), "next": jnp.asarray(windows[:, 1:])}
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm that one noise scale predicts the other, and that there is something to predict."""
-    settled = results["steps"] >= 20
-    found = {kind: results[kind][settled] for kind in KINDS}
-    require(all((values > 0).all() for values in found.values()), "noise scales must be positive once averaged")
-    logs = {kind: np.log(values) for kind, values in found.items()}
-    growth = float(np.exp(logs["all"][-3:].mean() - logs["all"][:3].mean()))
-    require(growth > 3, f"the noise scale must grow along the run, got a factor of {growth:.2f}")
-    correlation = float(np.corrcoef(logs["all"], logs["layernorm"])[0, 1])
-    require(correlation > 0.9, f"the logarithms must correlate by more than 0.9, got {correlation:.3f}")
-    difference = logs["layernorm"] - logs["all"]
-    spread = float(np.exp(np.abs(difference - difference.mean()).max()))
-    require(spread < 3, f"the ratio must stay within a factor of 3 of its mean, and is {spread:.2f} times off")
-    share = float(results["num_params"][1] / results["num_params"][0])
-    require(share < 0.01, f"the scales must be less than a hundredth of the parameters, got {share:.2%}")
-    return {
-        "correlation": correlation,
-        "ratio": float(np.exp(difference.mean())),
-        "largest_factor": spread,
-        "growth": growth,
-        "share_of_params": share,
-    }
+    claims, found = Claims(), np.stack([results[kind] for kind in KINDS])[:, results["steps"] >= SETTLED]
+    claims.above(found, 0, "noise scales must be positive once averaged")
+    logs = np.log(found)
+    growth = np.exp(logs[0, -3:].mean() - logs[0, :3].mean())
+    claims.above(growth, 3, "the noise scale must grow along the run, got a factor of {:.2f}", enter="growth")
+    correlation = np.corrcoef(logs)[0, 1]
+    claims.above(correlation, 0.9, "the logarithms must correlate by more than 0.9, got {:.3f}", enter="correlation")
+    difference = logs[1] - logs[0]
+    spread = np.exp(np.abs(difference - difference.mean()).max())
+    message = "the ratio must stay within a factor of 3 of its mean, and is {:.2f} times off"
+    claims.below(spread, 3, message, enter="largest_factor")
+    share = results["num_params"][1] / results["num_params"][0]
+    message = "the scales must be less than a hundredth of the parameters, got {:.2%}"
+    claims.below(share, 0.01, message, enter="share_of_params")
+    return claims | {"ratio": np.exp(difference.mean())}
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    return (
-        f"{findings['share_of_params']:.2%} of the parameters have {findings['ratio']:.2f} times that of all "
-        f"within a factor of {findings['largest_factor']:.1f}, while it grows {findings['growth']:.0f}-fold"
-    )
-
-
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """Both along the run, and one against the other."""
-    figure = page(ncols=2, height_to_width_ratio=0.5)
-    along, against = figure.subplots(1, 2)
-    settled = results["steps"] >= 20
-    steps = results["steps"][settled]
-    lines = ("-", (0, (3, 1.5)))
-    for place, (kind, label) in enumerate(zip(KINDS, ("all parameters", "LayerNorm scales"), strict=True)):
-        style = {"color": COLORS[place], "marker": MARKERS[place], "linestyle": lines[place], "markevery": 3}
-        along.plot(steps, results[kind][settled], label=label, **style)
-    along.set(yscale="log", xlabel="step", ylabel="noise scale $B$ (examples)", title="a small GPT on text")
-    along.legend(fontsize="small")
-    x, y = results["layernorm"][settled], results["all"][settled]
+    return page_of(results, _draw_run, _draw_against, ratio=0.5)
+
+
+def _draw_run(axes: Any, results: Arrays) -> None:
+    settled = results["steps"] >= SETTLED
+    labels, lines = ("all parameters", "LayerNorm scales"), ("-", DASHED)
+    for place, (kind, label, line) in enumerate(zip(KINDS, labels, lines, strict=True)):
+        values = results[kind][settled]
+        axes.plot(results["steps"][settled], values, label=label, **mark(place, line=line), markevery=3)
+    panel(axes, "a small GPT on text", x="step", y="noise scale $B$ (examples)", log="y", legend="best")
+
+
+def _draw_against(axes: Any, results: Arrays) -> None:
+    y, x = (results[kind][results["steps"] >= SETTLED] for kind in KINDS)
     grid = np.geomspace(x.min(), x.max(), 2)
-    against.plot(grid, grid * np.exp(np.log(y / x).mean()), color="black", linewidth=0.8, label="proportional")
-    against.plot(x, y, color=COLORS[0], marker=MARKERS[0], linestyle="none")
-    against.set(xscale="log", yscale="log", xlabel="$B$ of the LayerNorm scales", ylabel="$B$ of all parameters")
-    against.legend(fontsize="small")
-    return figure
+    axes.plot(grid, grid * np.exp(np.log(y / x).mean()), color="black", linewidth=0.8, label="proportional")
+    axes.plot(x, y, color=BLUE, marker="o", linestyle="none")
+    panel(axes, x="$B$ of the LayerNorm scales", y="$B$ of all parameters", log="xy", legend="best")

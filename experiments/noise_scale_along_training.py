@@ -13,7 +13,6 @@ A network is trained on the digits by SGD, with two monitors. At recorded steps,
 drawn at the same θ, and each is asked for the noise scale of all digits.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,16 +23,16 @@ from jaxtyping import Array, PyTree
 from matplotlib.figure import Figure
 
 import jaxsgd
-from experiments._claims import require, z_scores
-from experiments._panels import COLORS, MARKERS, page
+from experiments._claims import Claims, z_scores
+from experiments._harness import Arrays, Seeded, table
+from experiments._panels import DASHED, mark, note, page_of, panel, reference
 from jaxsgd import designs, monitors, problems, training
 
-MAX_Z = 4.5
 NUM_GROUPS = 2
+MONITORS = {"per_example": "noise_scale", "two_batch": "two_batch/noise_scale"}
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Seeded):
     """Settings of the experiment."""
 
     hidden: int = 32
@@ -46,39 +45,36 @@ class Config:
     """At how many steps, each twice the one before, noise is measured exactly."""
     num_draws: int = 400
     """How many batches are drawn at each of them."""
-    seed: int = 0
-    """Seed of everything random."""
 
 
 QUICK = Config(hidden=16, num_records=10, num_draws=150)
+SUMMARY = (
+    "B from {first:.3g} to {last:.3g}; intervals of {batch_size} examples cover it in {mean_coverage:.1%} of the "
+    "batches; the plug-in ratio stops at {plug_in/last:.3g}"
+)
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """A run, and at steps 0, 1, 2, 4, … of it what is exact and what batches say."""
-    weight_key, run_key, draw_key = jax.random.split(jax.random.key(config.seed), 3)
+    weight_key, run_key, draw_key = jax.random.split(config.key(), 3)
     problem = problems.digits_mlp(key=weight_key, hidden=config.hidden)
     design = designs.Reshuffling(config.batch_size)
     watch = (monitors.noise_scale(decay=0.95), monitors.two_batch_noise_scale(decay=0.95, num_groups=NUM_GROUPS))
-    params, found, step = problem.params, [], 0
     steps = [0, *(2**k for k in range(config.num_records - 1))]
-    run = partial(training.run_sgd, problem.loss_fn, problem.params, problem.data, optax.sgd(config.learning_rate))
-    for step in steps:
-        readings: dict[str, Any] = {}
-        if step:
-            result = run(design, step, run_key, monitors=watch)
-            params, readings = result.params, {name: v[-1] for name, v in result.metrics.items()}
-        found.append(measure(problem, params, config, jax.random.fold_in(draw_key, step)) | of_monitors(readings))
-    return {name: np.array([each[name] for each in found]) for name in found[0]} | {
-        "steps": np.array(steps),
-        "batch_size": np.array(config.batch_size),
-        "population_size": np.array(len(problem.data["y"])),
-    }
+    run = partial(training.run_sgd, *problem, optax.sgd(config.learning_rate), design, steps[-1], run_key)
+    result = run(monitors=watch, record_every=1, keep_params_at=steps)
+    found = []
+    for k, step in enumerate(steps):
+        params = jax.tree.map(lambda leaf, k=k: leaf[k], result.kept_params)
+        found.append(measure(problem, params, config, jax.random.fold_in(draw_key, step)))
+    readings = {f"monitor/{name}": _at(steps, result.metrics[reading]) for name, reading in MONITORS.items()}
+    sizes = {"batch_size": config.batch_size, "population_size": len(problem.data["y"])}
+    return table(found) | readings | {"steps": steps} | sizes
 
 
-def of_monitors(readings: dict[str, Any]) -> dict[str, float]:
-    """What the monitors of a run have read at its last step; nothing yet at step 0."""
-    names = {"monitor/per_example": "noise_scale", "monitor/two_batch": "two_batch/noise_scale"}
-    return {name: float(readings.get(reading, np.nan)) for name, reading in names.items()}
+def _at(steps: list[int], readings: Array) -> np.ndarray:
+    """What a monitor has read after each step, with nothing yet at step 0."""
+    return np.array([readings[step] if step else np.nan for step in steps], float)
 
 
 def measure(problem: jaxsgd.Problem, params: PyTree, config: Config, key: Array) -> dict[str, Any]:
@@ -87,11 +83,8 @@ def measure(problem: jaxsgd.Problem, params: PyTree, config: Config, key: Array)
     exact = jaxsgd.noise_scale(g, population_size=g.count)
     keys = jax.random.split(key, config.num_draws)
     drawn = _estimates(problem.loss_fn, config.batch_size, params, problem.data, keys)
-    return {
-        "loss": float(g.losses().mean()),
-        "trace": float(exact.trace_covariance),
-        "signal": float(exact.squared_mean_norm),
-    } | {name: np.asarray(value) for name, value in drawn.items()}
+    exact_parts = {"trace": exact.trace_covariance, "signal": exact.squared_mean_norm}
+    return {"loss": g.losses().mean()} | exact_parts | drawn
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -104,16 +97,9 @@ def _estimates(loss_fn: Any, batch_size: int, params: PyTree, data: PyTree, keys
         chosen = designs.WithoutReplacement(batch_size).indices(key, population_size)
         g = jaxsgd.per_example_gradients(loss_fn)(params, jax.tree.map(lambda leaf: leaf[chosen], data))
         each = jaxsgd.noise_scale(g, population_size=population_size)
-        halves = [
-            jaxsgd.two_batch_noise_scale(
-                g.take(slice(k * half, (k + 1) * half)).mean(),
-                g.mean(),
-                small_size=half,
-                big_size=batch_size,
-                population_size=population_size,
-            )
-            for k in range(NUM_GROUPS)
-        ]
+        compare = partial(jaxsgd.two_batch_noise_scale, small_size=half, big_size=batch_size)
+        parts = [g.take(slice(k * half, (k + 1) * half)).mean() for k in range(NUM_GROUPS)]
+        halves = [compare(part, g.mean(), population_size=population_size) for part in parts]
         return {
             "per_example/trace": each.trace_covariance,
             "per_example/signal": each.squared_mean_norm,
@@ -127,121 +113,86 @@ def _estimates(loss_fn: Any, batch_size: int, params: PyTree, data: PyTree, keys
     return jax.lax.map(one, keys, batch_size=20)
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm unbiased parts, coverage and growth; refute the plug-in ratio and the two-batch form as equally good."""
-    N, m = int(results["population_size"]), int(results["batch_size"])
-    B = results["trace"] / results["signal"]
-    findings: dict[str, Any] = {"first": float(B[0]), "last": float(B[-1]), "largest": float(B.max())}
-    require(B[-1] > 10 * B[0], f"the noise scale must grow tenfold, got {B[0]:.3g} to {B[-1]:.3g}")
-    require(results["loss"][-1] < results["loss"][0] / 2, "the loss must fall by half")
+    N, m, B = results["population_size"], results["batch_size"], results["trace"] / results["signal"]
+    claims = Claims(batch_size=m, population_size=N, first=B[0], last=B[-1], largest=B.max())
+    claims.above(B[-1] / B[0], 10, "the noise scale must grow tenfold, got a factor of {:.3g}")
+    claims.below(results["loss"][-1] / results["loss"][0], 0.5, "the loss must fall by half, got {:.2f} of it")
     for name in ("per_example", "two_batch"):
         for part in ("trace", "signal"):
             z = z_scores(results[f"{name}/{part}"], results[part], axis=1)
-            worst = float(z[np.argmax(np.abs(z))])
-            findings[f"{name}/{part}/worst_z"] = worst
-            require(abs(worst) <= MAX_Z, f"the {part} of the {name} form is {worst:.1f} standard errors off")
+            claims.agree(z, f"the {part} of the {name} form is", enter=f"{name}/{part}/worst_z", step=results["steps"])
     c = (N - m) / (m * (N - 1))
-    plug_in = (results["trace"] / (results["signal"] + c * results["trace"]))[-1]
-    findings["plug_in/last"] = float(plug_in)
-    norms = results["squared_norm"]
-    z = z_scores(results["per_example/trace"] - plug_in * norms, axis=1)[-1]
-    require(abs(z) <= MAX_Z, f"the plug-in ratio must tend to {plug_in:.1f}, and is {z:.1f} standard errors off")
-    z = z_scores(results["per_example/trace"] - B[-1] * norms, axis=1)[-1]
-    require(z < -MAX_Z, f"that the plug-in ratio tends to B must be rejected, got z = {z:.1f}")
-    covered = ((results["low"] <= B[:, None]) & (results["high"] >= B[:, None])).mean(axis=1)
-    findings |= {"least_coverage": float(covered.min()), "mean_coverage": float(covered.mean())}
-    require(covered.min() >= 0.9, f"intervals must cover B in 90 % of the batches, got {covered.min():.3f}")
-    unbounded = np.isinf(results["high"]).mean(axis=1)
-    findings |= {"unbounded/first": float(unbounded[0]), "unbounded/last": float(unbounded[-1])}
-    require(unbounded[0] < 0.1, f"intervals must end where B < m, got {unbounded[0]:.2f} unbounded")
-    require(unbounded[-1] > 0.5, f"intervals must be unbounded where B ≫ m, got {unbounded[-1]:.2f}")
+    plug_in = claims["plug_in/last"] = (results["trace"] / (results["signal"] + c * results["trace"]))[-1]
+    traces, norms = results["per_example/trace"], results["squared_norm"]
+    claims.agree(z_scores((traces - plug_in * norms)[-1]), f"the plug-in ratio must tend to {plug_in:.1f}, and is")
+    claims.reject(z_scores((traces - B[-1] * norms)[-1]), "that the plug-in ratio tends to B", side=-1)
+    covered, unbounded = shares(results)
+    claims.above(covered, 0.9, "intervals must cover B in 90 % of the batches, got {:.3f}", enter="least_coverage")
+    claims["mean_coverage"] = covered.mean()
+    claims.below(unbounded[0], 0.1, "intervals must end where B < m, got {:.2f} unbounded", enter="unbounded/first")
+    claims.above(unbounded[-1], 0.5, "intervals must be unbounded where B ≫ m, got {:.2f}", enter="unbounded/last")
     ratio = results["two_batch/trace"].std(axis=1) / results["per_example/trace"].std(axis=1)
-    findings |= {"two_batch_error/first": float(ratio[0]), "two_batch_error/last": float(ratio[-1])}
-    require(ratio[0] > 3, f"two halves must have several times the error of their examples, got {ratio[0]:.2f}")
-    require(ratio.min() > 1, f"two halves must nowhere say more than their examples, got {ratio.min():.2f}")
-    return findings | {"batch_size": m, "population_size": N}
+    message = "two halves must have several times the error of their examples, got {:.2f}"
+    claims.above(ratio[0], 3, message, enter="two_batch_error/first")
+    claims.above(ratio, 1, "two halves must nowhere say more than their examples, got {:.2f}")
+    return claims | {"two_batch_error/last": ratio[-1]}
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    return (
-        f"B from {findings['first']:.3g} to {findings['last']:.3g}; intervals of {findings['batch_size']} examples "
-        f"cover it in {findings['mean_coverage']:.1%} of the batches; the plug-in ratio stops at "
-        f"{findings['plug_in/last']:.3g}"
-    )
+def shares(results: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """The share of the batches whose interval covers B, and of those where it has no upper end, at every step."""
+    B, low, high = (results["trace"] / results["signal"])[:, None], results["low"], results["high"]
+    return ((low <= B) & (high >= B)).mean(axis=1), np.isinf(high).mean(axis=1)
 
 
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """Along the run; single batches against the truth; what intervals say."""
-    figure = page(ncols=3, height_to_width_ratio=0.95)
-    along, batches, intervals = figure.subplots(1, 3)
-    _draw_run(along, results)
-    _draw_batches(batches, results)
-    _draw_intervals(intervals, results)
-    return figure
+    return page_of(results, _draw_run, _draw_batches, _draw_intervals, ratio=0.95)
 
 
-def _draw_run(axes: Any, results: dict[str, np.ndarray]) -> None:
-    steps, B = results["steps"], results["trace"] / results["signal"]
-    axes.plot(steps, B, color="black", label="exact")
-    for place, (name, label) in enumerate(
-        (("per_example", "monitor, per example"), ("two_batch", "monitor, two halves"))
-    ):
+def _draw_run(axes: Any, results: Arrays) -> None:
+    steps, N = results["steps"], results["population_size"]
+    axes.plot(steps, results["trace"] / results["signal"], color="black", label="exact")
+    labels = {"per_example": "monitor, per example", "two_batch": "monitor, two halves"}
+    for place, (name, label) in enumerate(labels.items()):
         readings = results[f"monitor/{name}"]
         shown = readings > 0
-        style = {"linestyle": "none", "color": COLORS[place], "marker": MARKERS[place], "zorder": 3}
-        axes.plot(
-            steps[shown], readings[shown], markerfacecolor="white" if place else COLORS[place], label=label, **style
-        )
-    axes.axhline(results["population_size"], color="gray", linewidth=0.7, linestyle=":")
-    axes.text(-0.1, results["population_size"] * 1.1, "$N$", color="gray", fontsize="small")
+        style = mark(place, line="none", hollow=place == 1)
+        axes.plot(steps[shown], readings[shown], **style, zorder=3, label=label)
+    reference(axes, y=N)
+    note(axes, -0.1, N * 1.1, "$N$", color="gray")
     axes.set_xscale("symlog", linthresh=1)
     axes.set(xlim=(-0.2, 1.3 * steps[-1]), xticks=[0, 1, 10, 100, 1000], yscale="log", ylim=(20, 6e4))
-    axes.set(xlabel="step", ylabel="noise scale $B$ (examples)", title="along a run on digits")
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, 1.02))
+    legend = {"loc": "upper left", "bbox_to_anchor": (0, 1.02)}
+    panel(axes, "along a run on digits", x="step", y="noise scale $B$ (examples)", legend=legend)
 
 
-def _draw_batches(axes: Any, results: dict[str, np.ndarray]) -> None:
-    B, m = results["trace"] / results["signal"], int(results["batch_size"])
-    order = np.argsort(B)
-    per_example = results["per_example/trace"].mean(axis=1) / results["per_example/signal"].mean(axis=1)
-    N = int(results["population_size"])
+def _draw_batches(axes: Any, results: Arrays) -> None:
+    B, m, N = results["trace"] / results["signal"], int(results["batch_size"]), int(results["population_size"])
     c = (N - m) / (m * (N - 1))
-    plug_in = results["per_example/trace"].mean(axis=1) / results["squared_norm"].mean(axis=1)
+    names = ("per_example/trace", "per_example/signal", "squared_norm")
+    trace, signal, norm = (results[name].mean(axis=1)[np.argsort(B)] for name in names)
     grid = np.geomspace(B.min(), B.max(), 200)
     axes.plot(grid, grid, color="black", linewidth=0.8)
-    axes.plot(grid, grid / (1 + c * grid), color="black", linewidth=0.8, linestyle=(0, (3, 1.5)))
-    shown = {"linestyle": "none", "zorder": 3}
-    axes.plot(B[order], per_example[order], color=COLORS[0], marker=MARKERS[0], label="unbiased parts", **shown)
+    axes.plot(grid, grid / (1 + c * grid), color="black", linewidth=0.8, linestyle=DASHED)
+    axes.plot(np.sort(B), trace / signal, **mark(0, line="none"), zorder=3, label="unbiased parts")
     label = r"plug-in, $\mathrm{tr}\,s^2/\|\hat g\|^2$"
-    axes.plot(
-        B[order], plug_in[order], color=COLORS[1], marker=MARKERS[1], markerfacecolor="white", label=label, **shown
-    )
-    axes.axhline(m, color="gray", linewidth=0.7, linestyle=":")
-    axes.text(grid[0], m * 1.1, f"$m$ = {m}", color="gray", fontsize="small")
-    axes.set(xscale="log", yscale="log", xlabel="exact $B$ (examples)", ylabel="ratio of means over batches")
-    axes.set_title(f"batches of {m}")
-    axes.legend(fontsize="small", loc="lower right")
+    axes.plot(np.sort(B), trace / norm, **mark(1, line="none", hollow=True), zorder=3, label=label)
+    reference(axes, y=m)
+    note(axes, grid[0], m * 1.1, f"$m$ = {m}", color="gray")
+    labels = {"x": "exact $B$ (examples)", "y": "ratio of means over batches"}
+    panel(axes, f"batches of {m}", **labels, log="xy", legend="lower right")
 
 
-def _draw_intervals(axes: Any, results: dict[str, np.ndarray]) -> None:
-    B = results["trace"] / results["signal"]
+def _draw_intervals(axes: Any, results: Arrays) -> None:
+    B, m = results["trace"] / results["signal"], results["batch_size"]
     order = np.argsort(B)
-    covered = ((results["low"] <= B[:, None]) & (results["high"] >= B[:, None])).mean(axis=1)
-    unbounded = np.isinf(results["high"]).mean(axis=1)
-    axes.plot(B[order], covered[order], color=COLORS[0], marker=MARKERS[0], label="hold $B$")
-    axes.plot(
-        B[order],
-        unbounded[order],
-        color=COLORS[1],
-        marker=MARKERS[1],
-        markerfacecolor="white",
-        linestyle=(0, (3, 1.5)),
-        label="have no upper end",
-    )
-    axes.axhline(0.95, color="gray", linewidth=0.7, linestyle=":")
-    axes.axvline(results["batch_size"], color="gray", linewidth=0.7, linestyle=":")
-    axes.text(results["batch_size"] / 1.2, 0.5, "$m$", color="gray", fontsize="small")
-    axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="exact $B$ (examples)", ylabel="share of the batches")
-    axes.set_title("intervals of 95 %")
-    axes.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 0.1))
+    covered, unbounded = shares(results)
+    axes.plot(B[order], covered[order], **mark(0), label="hold $B$")
+    axes.plot(B[order], unbounded[order], **mark(1, line=DASHED, hollow=True), label="have no upper end")
+    reference(axes, y=0.95, x=m)
+    note(axes, m / 1.2, 0.5, "$m$", color="gray")
+    labels = {"x": "exact $B$ (examples)", "y": "share of the batches"}
+    legend = {"loc": "lower right", "bbox_to_anchor": (1, 0.1)}
+    panel(axes, "intervals of 95 %", **labels, log="x", ylim=(-0.03, 1.03), legend=legend)

@@ -9,7 +9,6 @@ One panel for each loss: its bias relative to the gradient of the full batch, an
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,17 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._claims import require
-from experiments._harness import progress
-from experiments._panels import COLORS, page
+from experiments._claims import Claims
+from experiments._harness import Arrays, Settings, progress, table
+from experiments._panels import BLUE, ORANGE, page
 from jaxsgd import batch_losses, designs, estimators
 
 N = 6
 Loss = Callable[[Any, Any], Any]
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of the experiment."""
 
     batch_sizes: tuple[int, ...] = (1, 2, 3, 4, 6)
@@ -35,10 +33,14 @@ class Config:
 
 
 QUICK = Config(batch_sizes=(2, 6))
+SUMMARY = (
+    "{losses} losses have a biased gradient, at M = 2 by {least_bias:.0%} to {largest_bias:.0%} ({most_biased}); their "
+    "unbiased forms by at most {largest_bias_of_unbiased_forms:.0e}"
+)
 
 FORMS = {
-    "biased": {"color": COLORS[0], "marker": "o"},
-    "unbiased": {"color": COLORS[1], "marker": "s", "markerfacecolor": "white", "linestyle": "--"},
+    "biased": {"color": BLUE, "marker": "o"},
+    "unbiased": {"color": ORANGE, "marker": "s", "markerfacecolor": "white", "linestyle": "--"},
 }
 DATA = {
     "x": np.array([0.3, -1.1, 2.0, 0.7, -0.4, 1.2]),
@@ -103,14 +105,14 @@ def spread(a: Any, b: Any) -> Any:
     return 0.5 * (a - b) ** 2
 
 
-def compute(config: Config) -> dict[str, np.ndarray]:
+def compute(config: Config) -> Arrays:
     """Relative biases of both forms at every batch size."""
     rows = []
     for M in progress(config.batch_sizes, "batch size"):
         for form, at_all, at_size in (("biased", biased(), biased()), ("unbiased", unbiased(N), unbiased(M))):
-            rows += [(form, name, M, bias) for name, bias in relative_biases(at_size, M, at_all).items()]
-    names = ("form", "loss", "batch_size", "bias")
-    return {name: np.array([row[i] for row in rows]) for i, name in enumerate(names)}
+            biases = relative_biases(at_size, M, at_all).items()
+            rows += [{"form": form, "loss": name, "batch_size": M, "bias": bias} for name, bias in biases]
+    return table(rows)
 
 
 def relative_biases(losses: dict[str, Loss], M: int, full: dict[str, Loss]) -> dict[str, float]:
@@ -138,35 +140,24 @@ def gradients(losses: dict[str, Loss], batch: Any) -> dict[str, float]:
     return {name: float(value) for name, value in jax.jit(jax.grad(total(losses)))(thetas(losses), batch).items()}
 
 
-def check(results: dict[str, np.ndarray]) -> dict[str, Any]:
+def check(results: Arrays) -> Claims:
     """Confirm bias below the full batch, none at it, and none anywhere in the unbiased forms."""
-    is_biased, full, size = results["form"] == "biased", results["batch_size"] == N, np.abs(results["bias"])
-    rest = size[~is_biased].max()
-    require(rest < 1e-12, f"the unbiased forms must have no bias, got {rest:.1e}")
-    require(
-        size[is_biased & full].max() < 1e-12,
-        f"the full batch must have no bias, got {size[is_biased & full].max():.1e}",
-    )
+    claims, is_biased, size = Claims(), results["form"] == "biased", np.abs(results["bias"])
+    rest, full = size[~is_biased], size[is_biased & (results["batch_size"] == N)]
+    message = "the unbiased forms must have no bias, got {:.1e}"
+    claims.below(rest, 1e-12, message, enter="largest_bias_of_unbiased_forms")
+    claims.below(full, 1e-12, "the full batch must have no bias, got {:.1e}")
     at_two = is_biased & (results["batch_size"] == 2)
     biases = dict(zip(results["loss"][at_two].tolist(), results["bias"][at_two].tolist(), strict=True))
-    least = min(biases, key=lambda name: abs(biases[name]))
-    require(abs(biases[least]) > 1e-2, f"{least} must be biased at M = 2, got {biases[least]:.1e}")
+    least, *_, most = sorted(biases, key=lambda name: abs(biases[name]))
+    claims.above(abs(biases[least]), 1e-2, f"{least} must be biased at M = 2, got {{:.1e}}", enter="least_bias")
     shrinkage = biases["centering"] - (N / (2 * (N - 1)) - 1)
-    require(abs(shrinkage) < 1e-12, f"centering must shrink the gradient by N(M−1)/(M(N−1)), not {shrinkage:+.1e} more")
-    return {"losses": len(biases), "relative_bias_at_2": biases, "largest_bias_of_unbiased_forms": float(rest)}
+    claims.below(abs(shrinkage), 1e-12, "centering must shrink the gradient by N(M−1)/(M(N−1)), not {:+.1e} more")
+    largest = {"largest_bias": abs(biases[most]), "most_biased": most}
+    return claims | largest | {"losses": len(biases), "relative_bias_at_2": biases}
 
 
-def summarize(findings: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
-    biases = {name: abs(bias) for name, bias in findings["relative_bias_at_2"].items()}
-    worst = max(biases, key=lambda name: biases[name])
-    return (
-        f"{len(biases)} losses have a biased gradient, at M = 2 by {min(biases.values()):.0%} to {biases[worst]:.0%} "
-        f"({worst}); their unbiased forms by at most {findings['largest_bias_of_unbiased_forms']:.0e}"
-    )
-
-
-def draw(results: dict[str, np.ndarray]) -> Figure:
+def draw(results: Arrays) -> Figure:
     """A panel for each loss."""
     figure = page(nrows=3, ncols=5, height_to_width_ratio=0.8)
     panels = figure.subplots(3, 5, sharex=True).ravel()
