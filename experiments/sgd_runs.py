@@ -153,11 +153,7 @@ def small_numbers() -> Arrays:
 
 def check(results: Arrays) -> Claims:
     """Confirm equality where nothing sets a scale, the exact numbers, and the two orders of batch sizes."""
-    claims = Claims()
-    check_apart(claims, results)
-    check_numbers(claims, results)
-    check_runs(claims, results)
-    return claims
+    return Claims.of(results, check_apart, check_numbers, check_runs)
 
 
 def check_apart(claims: Claims, results: Arrays) -> None:

@@ -151,12 +151,7 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def check(results: Arrays) -> Claims:
     """Confirm the laws and the drawn epochs and runs, and that independent or unbiased epochs are rejected."""
-    claims = Claims()
-    check_covariances(claims, results)
-    check_short_batch(claims, results)
-    check_dynamics(claims, results)
-    check_slopes(claims, results)
-    return claims
+    return Claims.of(results, check_covariances, check_short_batch, check_dynamics, check_slopes)
 
 
 def check_covariances(claims: Claims, results: Arrays) -> None:
