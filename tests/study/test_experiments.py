@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import _claims, _harness
-from jaxsgd._core import files
+from jaxsgd import sources
 from tests.support.controls import CONTROLS
 from tests.support.registry import quick
 
@@ -31,7 +31,7 @@ def confirms_its_claim_and_nothing_less(stem, results):
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_what_is_stored_confirms_the_claim_and_nothing_less(stem):
-    confirms_its_claim_and_nothing_less(stem, files.read_arrays(_harness.FIGURES / f"{stem}.npz"))
+    confirms_its_claim_and_nothing_less(stem, sources.load(_harness.FIGURES / f"{stem}.npz"))
 
 
 @pytest.mark.parametrize("stem", quick(STEMS, FAST))
@@ -45,7 +45,7 @@ def test_quick_run_confirms_the_claim_and_nothing_less(stem, tmp_path):
     assert {"config", "findings", "seconds", "device", "versions"} <= record.keys()
     assert _harness.main([stem, "--redraw", "--out", str(tmp_path)]) == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    confirms_its_claim_and_nothing_less(stem, files.read_arrays(tmp_path / f"{stem}.npz"))
+    confirms_its_claim_and_nothing_less(stem, sources.load(tmp_path / f"{stem}.npz"))
 
 
 @pytest.mark.parametrize("stem", STEMS)

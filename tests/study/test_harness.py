@@ -258,14 +258,11 @@ def test_panels_draw_every_result_once():
 
 @pytest.mark.parametrize("path", sorted(_harness.FOLDER.glob("*.py")), ids=lambda path: path.stem)
 def test_experiments_take_public_names_only(path):
-    """Catches ``jaxsgd._core``, ``from jaxsgd.training import _run`` and ``training._run``: a reader has none of them."""
+    """Catches ``jaxsgd._core``, ``from jaxsgd.training import _run`` and ``training._run``."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    imported = {
-        f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    } | {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    places = [f"{node.module}." if isinstance(node, ast.ImportFrom) else "" for node in imports]
+    imported = {place + alias.name for place, node in zip(places, imports, strict=True) for alias in node.names}
     ours = {name for name in imported if name.split(".")[0] == "jaxsgd"}
     modules = {name.split(".")[-1] for name in ours}
     reached = {
