@@ -2,7 +2,7 @@
 
 ``positive_integer(batch_size=-1)`` raises "batch_size must be at least 1, got -1". Every check returns
 nothing or the one value it had to find out anyway. Shapes and dtypes are known under ``jax.jit`` too, so
-all checks but those on values run there as well.
+all checks but those on values run there as well. Each is made in two rooms at least; a check of one room stands there.
 """
 
 import operator
