@@ -140,3 +140,13 @@ def test_under_jit_and_vmap(name):
     twice = jax.vmap(some)(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params))
     for other in (jax.jit(some)(params), *(jax.tree.map(lambda leaf, i=i: leaf[i], twice) for i in (0, 1))):
         jax.tree.map(lambda a, b: assert_close(a, b, max(np.abs(b).max(initial=0), 1e-12)), other, plain)
+
+
+@pytest.mark.parametrize("name", ["tanh", "embedding", "penalized_embedding"])
+def test_deviations_from_any_center(name):
+    """Catches a center that is taken for the mean, and rows that an example has not."""
+    loss_fn, params, batch, _ = MODELS[name]()
+    for factor in jaxsgd.per_example_gradients(loss_fn)(params, batch).factors:
+        center = direction_like(jnp.zeros(factor.shape))
+        rows = np.asarray(factor.materialize() - center[None]).reshape(factor.count, -1)
+        assert_close(factor.deviations_from(center), np.sum(rows**2, axis=1))

@@ -9,6 +9,7 @@ import abc
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -62,17 +63,23 @@ class Factor(abc.ABC):
     def squared_norms(self) -> Float[Array, " n"]:
         """‖g_i‖²."""
 
-    @abc.abstractmethod
+    def deviations_from(self, center: Array) -> Float[Array, " n"]:
+        """‖g_i − m‖² for a center m of the parameter's shape."""
+        centered = self.materialize() - center[None]
+        return jnp.sum(centered**2, axis=tuple(range(1, centered.ndim)))
+
     def squared_deviations(self) -> Float[Array, " n"]:
         """‖g_i − ḡ‖², from centered gradients, so that no digit cancels."""
+        return self.deviations_from(self.mean())
 
     def total_deviation(self) -> Float[Array, ""]:
         """Σ ‖g_i − ḡ‖²."""
         return self.squared_deviations().sum()
 
-    @abc.abstractmethod
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
         """Σ w_i ‖g_i − ḡ_w‖² for weights w ≥ 0 and the weighted mean ḡ_w = Σ w_i g_i / Σ w_i."""
+        mean = self.weighted_sum(weights / weights.sum())
+        return jnp.sum(weights.astype(mean.dtype) * self.deviations_from(mean))
 
     @abc.abstractmethod
     def coordinate_deviations(self) -> Array:

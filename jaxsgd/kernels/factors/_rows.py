@@ -78,18 +78,12 @@ class Rows(Factor):
     def squared_norms(self) -> Float[Array, " n"]:
         return jnp.sum(self._distinct()[0] ** 2, axis=(1, 2))
 
-    def squared_deviations(self) -> Float[Array, " n"]:
-        return self._deviations_from(self.mean().reshape(self.num_rows, -1))
-
-    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
-        mean = self.weighted_sum(weights / weights.sum()).reshape(self.num_rows, -1)
-        return jnp.sum(weights.astype(mean.dtype) * self._deviations_from(mean))
-
-    def _deviations_from(self, mean: Float[Array, "v d"]) -> Float[Array, " n"]:
+    def deviations_from(self, center: Array) -> Float[Array, " n"]:
         """‖g_i − m‖², from ‖g_ik − m_k‖² for the rows k that example i has and ‖m_k‖² for those that it has not."""
+        table = center.reshape(self.num_rows, -1)
         rows, found = self._distinct()
-        here = jnp.sum(self._from_mean(rows, found, mean) ** 2, axis=(1, 2))
-        norms = jnp.sum(mean**2, axis=1)
+        here = jnp.sum(self._from_mean(rows, found, table) ** 2, axis=(1, 2))
+        norms = jnp.sum(table**2, axis=1)
 
         def elsewhere(indices: Integer[Array, " t"]) -> Float[Array, ""]:
             return norms.at[indices].set(jnp.zeros((), norms.dtype), mode="drop").sum()
