@@ -20,18 +20,18 @@ def per_example_gradients(
     """Transform the loss of one example into the per-example gradients of a batch.
 
     Args:
-        loss_fn: ``loss_fn(params, example) -> scalar``. ``example`` is ONE example: a pytree like the batch,
-            without the leading batch axis.
+        loss_fn: ``loss_fn(params, example) -> scalar``, of ONE example: a pytree like the batch without its first axis.
         memory_limit: how many bytes what is kept of the gradients may take. Where the batch needs more, nothing is
             kept, and every statistic computes the gradients anew, as many examples at a time as the limit allows.
             What a forward and backward pass over so many examples takes comes on top. No limit by default.
 
     Returns:
         A function of ``params`` (pytree of floating-point arrays) and ``batch`` (pytree of arrays with n examples along
-        the first axis of each) with :class:`PerExampleGradients` as value; ``jax.jit`` and ``jax.vmap`` take it.
+        the first axis of each), that returns :class:`PerExampleGradients` and works under ``jax.jit`` and ``jax.vmap``.
 
     Raises:
-        TypeError: if leaves of ``params`` are not floating-point arrays, or those of ``batch`` not arrays of numbers.
+        TypeError: if leaves of ``params`` are not floating-point arrays, those of ``batch`` are not arrays of numbers,
+            or if the loss is not one real number.
         ValueError: if the arrays of ``batch`` differ in length or are empty, if the loss is not scalar or fails on one
             example (as a loss written for a batch does), or if ``memory_limit`` is less than one example needs.
 

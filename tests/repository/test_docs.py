@@ -57,10 +57,13 @@ def test_no_example_is_lost() -> None:
 
 
 AS_A_READER = """
-import doctest, importlib, sys
-results = [doctest.testmod(importlib.import_module(name)) for name in sys.argv[2:]]
-print(sum(result.attempted for result in results), "of", sys.argv[1], "tried")
-sys.exit(any(result.failed for result in results) or sum(result.attempted for result in results) != int(sys.argv[1]))
+import doctest, sys
+from tests.repository.test_docs import EXAMPLES, FILES, examples
+runner = doctest.DocTestRunner()
+for name in FILES:
+    for test in examples(name):
+        runner.run(test)
+sys.exit(runner.failures != 0 or runner.tries != EXAMPLES)
 """
 
 
@@ -79,7 +82,7 @@ def run(*arguments: str) -> None:
 @pytest.mark.slow
 def test_doctests_as_a_reader_runs_them() -> None:
     """In float32 and with JAX's defaults. Catches an output that holds under the tests' switches only."""
-    run("-c", AS_A_READER, str(EXAMPLES), *FILES)
+    run("-c", AS_A_READER)
 
 
 def test_readme_examples_as_a_reader_runs_them() -> None:
