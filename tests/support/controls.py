@@ -107,7 +107,7 @@ CONTROLS: dict[str, list[Control]] = {
         ("network/variances", lambda v: v * 200 / 199, "variances along the plane must be"),
     ],
     "exchange": [
-        ("drawn_mean", lambda g: g + 1, "standard errors from E ∂L"),
+        ("drawn_mean", lambda g: g + 1, "drawn gradients and E ∂L are .* standard errors off"),
         ("derivative", lambda d: d + 0.3, "where exchange fails, drawn gradients must miss F'"),
         ("finite_slopes", lambda s: s + 1e-9, "every finite data set must have slope 0 at 0"),
         ("mean_of", lambda m: np.add(m, [0.1, 0]), "derivative 1 of the usual losses: exchange must fail for 0–1"),
