@@ -304,7 +304,7 @@ def finite_vector(**named: Any) -> None:
             raise ValueError(f"{name} must be finite, got {bad[0]}")
 
 
-def one_for_each(count: int, what: str, /, **named: Sequence[Any]) -> None:
+def one_for_each(count: int, what: str, /, **named: Any) -> None:
     """Raise unless every value has one entry for each of ``count`` things, which are called ``what``."""
     for name, value in named.items():
         if len(value) != count:

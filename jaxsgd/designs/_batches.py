@@ -148,7 +148,7 @@ def batches(design: Any, population_size: int) -> Batches:
     {'b': True, 'm': True}
     """
     validate.positive_integer(population_size=population_size)
-    validate.has_method("weights", design=design)
+    validate.has_method("weights(key, population_size)", design=design)
     if isinstance(design, SamplingDesign):
         design._check(population_size)
     if isinstance(design, Reshuffling):
