@@ -10,7 +10,7 @@ minimum of the mean loss it is infinite.
 
 from jaxsgd._core.faces import at_home
 from jaxsgd.noise._curvature import HessianNoiseScale, hessian_noise_scale
-from jaxsgd.noise._noise_scale import (
+from jaxsgd.noise._estimate import (
     NoiseScale,
     NoiseScaleLaw,
     noise_scale,

@@ -19,7 +19,7 @@ from jaxsgd._core import devices, validate
 from jaxsgd.designs import batches
 from jaxsgd.training import _step, _validate
 from jaxsgd.training._checkpoint import Checkpoint, digest, program_digest
-from jaxsgd.training._kept import KeptParams
+from jaxsgd.training._kept_params import KeptParams
 from jaxsgd.training._step import Carry, Plan
 
 SECONDS_PER_CALL = 0.5  # after which the host has its say: progress, an interruption, a checkpoint
