@@ -118,8 +118,9 @@ def gradient_moments(
         return _stream(moments_pass, sources.batches(data, chunk_size))
     population_size = validate.leading_axis(data=data)
     data = devices.automatic(data)
-    validate.scalar_loss(loss_fn, params, data)
-    validate.deterministic(loss_fn, params, data)
+    first = jax.tree.map(lambda leaf: sources.rows(leaf, slice(0, 1)), data)
+    validate.scalar_loss(loss_fn, params, first)
+    validate.deterministic(loss_fn, params, first)
     chunk_size = population_size if chunk_size is None else chunk_size
     validate.positive_integer(chunk_size=chunk_size)
 
@@ -214,7 +215,8 @@ class _Pass:
         shards, params, count = devices.shards(data), self.params, len(jax.tree.leaves(data)[0])
         running = self._running.get(shards)
         if running is None:
-            running = _empty(params, data, self.loss_fn, self.per_coordinate, shards)
+            first = jax.tree.map(lambda leaf: sources.rows(leaf, slice(0, 1)), data)
+            running = _empty(params, first, self.loss_fn, self.per_coordinate, shards)
         if shards is not None:
             params, data, count = shards.gathered(params), shards.split(data), count // shards.count
         for start in range(0, count, chunk_size):
@@ -261,7 +263,7 @@ def _chunk(data: PyTree, start: int, size: int) -> tuple[PyTree, Any]:
     """
     if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data)):
         return data, np.int32(start) if start < 2**31 else np.int64(start)
-    return jax.tree.map(lambda leaf: leaf[start : start + size], data), np.int32(0)
+    return jax.tree.map(lambda leaf: sources.rows(leaf, slice(start, start + size)), data), np.int32(0)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -3,14 +3,24 @@
 What the streaming functions take as ``data`` is one of
 
     arrays     a pytree of arrays with N examples along the first axis of each, memory-mapped ones included
-    source     an object with ``len()`` and ``source[indices]``, as the sources of grain, array_record and PyTorch:
-               asked for ``source.__getitems__(indices)`` where it has that, for ``source[indices]`` with a NumPy vector
-               otherwise, and one by one where it takes a single index only
+    source     an object with ``len()`` and ``source[i]`` for ONE i, as the map-style data sets of grain, array_record
+               and PyTorch; asked for ``source.__getitems__(indices)``, a list of examples, where it has that
     batches    an iterator of batches, or an object with ``iter()`` alone, such as a data loader
 
 and :func:`load` makes one of the first two of a file or a folder.
+
+What a loop over ``source[i]`` gives is the truth: a data set that transforms its example (divides it by its maximum,
+clips its norm, augments it) is never asked for several at once, unless it offers ``__getitems__``. That is one call of
+Python for each example, and no faster than the source; where examples are read many times, stack them once.
+
+The sources of this module may be read by several threads, by processes forked while they are open, and by spawned
+workers, to which they are sent as their path: each opens the file for itself. (JAX warns of ``os.fork()`` since its own
+threads do not survive it: a forked worker must not call JAX, and need not in order to read.)
 """
 
+import os
+import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +31,7 @@ from jaxtyping import Int, PyTree
 
 from jaxsgd._core import files, validate
 
-__all__ = ["Kind", "batches", "kind", "load", "take"]
+__all__ = ["Kind", "batches", "kind", "load", "rows", "take"]
 
 Kind = Literal["arrays", "source", "batches"]
 
@@ -66,6 +76,7 @@ def kind(data: Any) -> Kind:
     leaves = jax.tree.leaves(data)
     if len(leaves) != 1 or leaves[0] is not data or isinstance(data, np.ndarray | jax.Array):
         return "arrays"
+    _refuse_tables(data)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return "source"
     return "batches" if isinstance(data, Iterable) else "arrays"
@@ -82,15 +93,15 @@ def batches(data: Any, batch_size: int | None = None) -> Iterator[PyTree]:
         Pytrees of arrays (NumPy's, unless the data are JAX's).
 
     Raises:
-        TypeError, ValueError: if arrays differ in length, a source is empty or its examples differ in structure or
-            shape, or ``batch_size`` is not a positive integer.
+        TypeError, ValueError: if arrays differ in length, a source is empty or shorter than its ``len()``, its examples
+            differ in structure or shape, a memory-mapped file has shrunk, a loader yields fewer batches than it did
+            before, or ``batch_size`` is not a positive integer.
 
     >>> [batch.tolist() for batch in batches(np.arange(5), 2)]
     [[0, 1], [2, 3], [4]]
     """
     if kind(data) == "batches":
-        for batch in data:
-            yield jax.tree.map(_as_array, batch)
+        yield from _passing(data)
         return
     is_source = kind(data) == "source"
     population_size = len(data) if is_source else validate.leading_axis(data=data)
@@ -102,29 +113,71 @@ def batches(data: Any, batch_size: int | None = None) -> Iterator[PyTree]:
         if is_source:
             yield take(data, np.arange(start, stop))
         else:
-            yield jax.tree.map(lambda a, i=start, j=stop: a[i:j], data)
+            yield jax.tree.map(lambda a, i=start, j=stop: rows(a, slice(i, j)), data)
 
 
 def take(data: Any, indices: Int[np.ndarray, " m"]) -> PyTree:
     """Some examples of arrays or of a source, in the order of ``indices``, as one batch.
 
+    Raises:
+        ValueError: if an index is negative or not below the number of examples; if examples of a source differ in
+            structure or shape, or it has fewer than its ``len()``.
+
     >>> take({"x": np.arange(5) ** 2}, np.asarray([1, 4]))["x"].tolist()
     [1, 16]
     """
-    if kind(data) == "arrays":
-        return jax.tree.map(lambda leaf: leaf[indices], data)
-    if hasattr(data, "__getitems__"):
-        return _stack(data.__getitems__(indices.tolist()), indices)
+    is_source = kind(data) == "source"
+    population_size = len(data) if is_source else validate.leading_axis(data=data)
+    indices = np.asarray(indices)
+    outside = indices[(indices < 0) | (indices >= population_size)]
+    if outside.size:
+        raise ValueError(f"indices must be from 0 to {population_size - 1}, got {outside[0]}")
+    if not is_source:
+        return jax.tree.map(lambda leaf: rows(leaf, indices), data)
+    if isinstance(data, _Parquet):
+        return data.rows(indices)
+    return _stack(list(_examples(data, indices.tolist())), indices)
+
+
+def _examples(source: Any, indices: list[int]) -> Iterable[Any]:
+    """The examples of a source, one by one unless it offers several."""
+    if hasattr(source, "__getitems__"):
+        examples = source.__getitems__(indices)
+        if len(examples) != len(indices):
+            raise ValueError(f"data.__getitems__ must give {len(indices)} examples for as many, got {len(examples)}")
+        return examples
+    return (_example(source, index) for index in indices)
+
+
+def _example(source: Any, index: int) -> Any:
     try:
-        batch = jax.tree.map(_as_array, data[indices])
-        if all(np.shape(leaf)[:1] == indices.shape for leaf in jax.tree.leaves(batch)):
-            return batch
-    except (TypeError, IndexError, KeyError, ValueError):
-        pass  # it takes one index at a time; what is wrong otherwise shows there again
-    return _stack([data[i] for i in indices.tolist()], indices)
+        return source[index]
+    except (IndexError, KeyError) as error:
+        raise ValueError(
+            f"data says that it has {len(source)} examples, but data[{index}] fails: {type(error).__name__}: {error}"
+        ) from error
 
 
-def _stack(examples: Any, indices: np.ndarray) -> PyTree:
+_PASSED: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()  # how many batches of a loader came
+
+
+def _passing(data: Any) -> Iterator[PyTree]:
+    """The batches of a loader, counted: an iterator that is spent, or a file that was cut, is no smaller data set."""
+    count = 0
+    for batch in data:
+        count += 1
+        yield jax.tree.map(_as_array, batch)
+    if isinstance(data, Iterator):
+        return
+    try:
+        before = _PASSED.setdefault(data, count)
+    except TypeError:  # it cannot be hashed, or not be referred to weakly
+        return
+    if count < before:
+        raise ValueError(f"data must yield the same batches in every pass, got {before} batches before and {count} now")
+
+
+def _stack(examples: list[Any], indices: np.ndarray) -> PyTree:
     trees = [jax.tree.map(_as_array, example) for example in examples]
     shapes = [jax.tree.map(np.shape, tree) for tree in trees]
     for index, found in zip(indices, shapes, strict=True):
@@ -133,7 +186,45 @@ def _stack(examples: Any, indices: np.ndarray) -> PyTree:
                 f"examples of data must have the structure and the shapes of example {indices[0]}, {shapes[0]}, "
                 f"got {found} in example {index}"
             )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(examples[0]):
+        if isinstance(leaf, int | float) and path and isinstance(path[-1], jax.tree_util.SequenceKey):
+            raise TypeError(
+                f"examples of data must be arrays, but data[{indices[0]}]{jax.tree_util.keystr(path[:-1])} is a list "
+                "of numbers: make it an array (for a Hugging Face data set, data.with_format('numpy'))"
+            )
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _refuse_tables(data: Any) -> None:
+    """Raise for what has ``len()`` and brackets that mean something else than the examples."""
+    module = type(data).__module__.split(".")[0]
+    if module in ("pandas", "polars") and hasattr(data, "columns"):
+        raise TypeError(
+            f"data must be arrays, a source or batches, got a {module} frame, whose brackets choose columns: pass "
+            "{name: data[name].to_numpy() for name in data.columns}"
+        )
+    if module == "scipy" and hasattr(data, "toarray"):
+        raise TypeError(f"data must be dense arrays, got a sparse {type(data).__name__}: pass data.toarray()")
+
+
+def rows(leaf: Any, some: Any) -> Any:
+    """Some rows of an array, in the byte order of this machine, which is all that JAX takes.
+
+    Raises:
+        ValueError: if it has masked entries, or is memory-mapped and its file no longer has all the bytes, reading
+            which would end the process.
+    """
+    if isinstance(leaf, np.ma.MaskedArray):
+        if np.ma.is_masked(leaf):
+            raise ValueError("data must have no masked entries: fill them in, or leave the examples out")
+        leaf = leaf.data
+    mapped = getattr(leaf, "_mmap", None)
+    if mapped is not None and mapped.size() < len(mapped):
+        raise ValueError(f"data are no longer whole: the file {leaf.filename} has shrunk while it was read")
+    found = leaf[some]
+    if isinstance(found, np.ndarray) and not found.dtype.isnative:
+        return found.astype(found.dtype.newbyteorder("="))
+    return found
 
 
 def _as_array(leaf: Any) -> Any:
@@ -152,42 +243,62 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 class _Parquet:
-    """The numeric columns of a parquet file; one row group is in memory at a time."""
+    """The numeric columns of a parquet file; one row group for each thread that reads is in memory at a time.
+
+    A ``ParquetFile`` must not be used by two threads, nor by a process forked from the one that opened it: each thread
+    of each process has its own, which it opens when it first reads.
+    """
 
     def __init__(self, path: Path) -> None:
-        try:
-            from pyarrow import ArrowException, parquet
-        except ImportError as error:
-            raise ImportError(f"reading {path} needs pyarrow: pip install 'jaxsgd[parquet]'") from error
         self._path = path
-        try:
-            self._file = parquet.ParquetFile(path, page_checksum_verification=True)
-        except (ArrowException, OSError) as error:
-            raise self._unreadable(error) from error
-        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._own = threading.local()
+        metadata = self._file().metadata
+        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._starts = np.cumsum([0, *counts])
-        self._group: tuple[int, dict[str, np.ndarray]] = (-1, {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Parquet, (self._path,)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, indices: Any) -> dict[str, np.ndarray]:
-        indices = np.asarray(indices)
+        return self.rows(np.asarray(indices))
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows, as columns; the row groups that they lie in are read one after the other."""
         groups = np.searchsorted(self._starts, indices, side="right") - 1
         parts = [self._rows(group, indices[groups == group]) for group in np.unique(groups).tolist()]
         order = np.argsort(np.argsort(groups, kind="stable"), kind="stable")
         return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
-    def _rows(self, group: int, indices: np.ndarray) -> dict[str, np.ndarray]:
-        if self._group[0] != group:
-            self._group = group, self._columns(group)
-        return {name: column[indices - self._starts[group]] for name, column in self._group[1].items()}
+    def _file(self) -> Any:
+        """The file, as this thread of this process has opened it."""
+        if getattr(self._own, "process", None) != os.getpid():
+            self._own.process, self._own.file, self._own.group = os.getpid(), self._opened(), (-1, {})
+        return self._own.file
 
-    def _columns(self, group: int) -> dict[str, np.ndarray]:
+    def _opened(self) -> Any:
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise ImportError(f"reading {self._path} needs pyarrow: pip install 'jaxsgd[parquet]'") from error
+        try:
+            return parquet.ParquetFile(self._path, page_checksum_verification=True)
+        except (ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+
+    def _rows(self, group: int, indices: np.ndarray) -> dict[str, np.ndarray]:
+        file = self._file()
+        if self._own.group[0] != group:
+            self._own.group = group, self._columns(file, group)
+        return {name: column[indices - self._starts[group]] for name, column in self._own.group[1].items()}
+
+    def _columns(self, file: Any, group: int) -> dict[str, np.ndarray]:
         from pyarrow import ArrowException
 
         try:
-            table = self._file.read_row_group(group)
+            table = file.read_row_group(group, use_threads=False)  # whose threads a fork would not have
             table.validate(full=True)
         except (ArrowException, OSError) as error:
             raise self._unreadable(error) from error

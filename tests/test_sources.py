@@ -1,5 +1,7 @@
 """Data from files, sources and loaders gives the statistics of the same arrays in memory, in bounded memory."""
 
+import concurrent.futures
+import pickle
 import subprocess
 import sys
 
@@ -30,6 +32,14 @@ class Vectorized:
 
     def __getitem__(self, indices):
         return {"x": X[indices], "y": Y[indices]}
+
+
+class Transformed(Vectorized):
+    """Scales its own example, and takes a vector of indices without complaint: then all by the largest of them."""
+
+    def __getitem__(self, index):
+        x = X[index] + 1.0
+        return {"x": x / x.max(), "y": Y[index]}
 
 
 class OneByOne(Vectorized):
@@ -154,3 +164,162 @@ def test_a_data_set_larger_than_the_memory_allowed(tmp_path):
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "held to the limit", result.stderr
+
+
+# ---- on other people's terms ----
+
+
+def test_a_source_that_transforms_its_example_is_a_loop_over_it():
+    """Catches a vector of indices handed to ``source[i]``: the maximum would be that of the chunk."""
+    source = Transformed()
+    loop = [source[i] for i in range(N)]
+    truth = {name: np.stack([example[name] for example in loop]) for name in ("x", "y")}
+    for batch_size in (1, 3, N):
+        found = list(sources.batches(source, batch_size))
+        for name, expected in truth.items():
+            np.testing.assert_array_equal(np.concatenate([batch[name] for batch in found]), expected)
+    assert not np.array_equal(source[np.arange(N)]["x"], truth["x"]), "the control: a vector gives something else"
+
+
+class TooLong(OneByOne):
+    """Says that it has more examples than it has."""
+
+    def __len__(self):
+        return N + 2
+
+
+def test_a_length_that_is_too_large():
+    with pytest.raises(ValueError, match=rf"says that it has {N + 2} examples, but data\[{N}\] fails: IndexError"):
+        list(sources.batches(TooLong(), 4))
+
+
+@pytest.mark.parametrize("index", [-1, N, N + 5])
+@pytest.mark.parametrize(
+    "data",
+    [ARRAYS, jax.tree.map(jnp.asarray, ARRAYS), OneByOne(), ManyAtOnce()],
+    ids=["numpy", "jax", "one by one", "many at once"],
+)
+def test_indices_outside(data, index):
+    """JAX would clamp them, NumPy count from the end."""
+    with pytest.raises(ValueError, match=f"indices must be from 0 to {N - 1}, got {index}"):
+        sources.take(data, np.array([0, index]))
+
+
+class TooFew(OneByOne):
+    """Forgets an example."""
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices[1:]]
+
+
+def test_fewer_examples_than_asked_for():
+    with pytest.raises(ValueError, match="must give 4 examples for as many, got 3"):
+        list(sources.batches(TooFew(), 4))
+
+
+class Spent:
+    """A loader around an iterator that can be gone through once."""
+
+    def __init__(self):
+        self.batches = iter([{"x": X[:4], "y": Y[:4]}, {"x": X[4:], "y": Y[4:]}])
+
+    def __iter__(self):
+        return self.batches
+
+
+def test_a_loader_that_is_spent_is_no_smaller_data_set():
+    loader = Spent()
+    assert len(list(sources.batches(loader))) == 2
+    with pytest.raises(ValueError, match="got 2 batches before and 0 now"):
+        list(sources.batches(loader))
+
+
+class Lists(OneByOne):
+    """Examples as Hugging Face's data sets give them, if not asked for arrays."""
+
+    def __getitem__(self, index):
+        return {"x": X[index].tolist(), "y": float(Y[index])}
+
+
+def test_lists_of_numbers_are_refused_with_the_remedy():
+    with pytest.raises(TypeError, match=r"data\[0\]\['x'\] is a list of numbers.*with_format\('numpy'\)"):
+        list(sources.batches(Lists(), 4))
+
+
+def test_sparse_matrices_are_refused_with_the_remedy():
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(TypeError, match=r"got a sparse csr_matrix: pass data.toarray\(\)"):
+        sources.kind(sparse.csr_matrix(X))
+
+
+def test_frames_are_refused_with_the_remedy():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(TypeError, match="got a pandas frame, whose brackets choose columns"):
+        sources.kind(pandas.DataFrame(X))
+
+
+def test_masked_entries_are_refused():
+    masked = np.ma.masked_array(X, X == 1)
+    with pytest.raises(ValueError, match="must have no masked entries"):
+        list(sources.batches({"x": masked}, 4))
+    np.testing.assert_array_equal(next(sources.batches({"x": np.ma.masked_array(X)}))["x"], X)
+
+
+def test_numbers_of_the_other_byte_order():
+    """JAX takes none; as FITS and IDX files have them."""
+    big = X.astype(">f4")
+    found = next(sources.batches({"x": big}, 4))["x"]
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(found, X[:4])
+    check({"x": X.astype(">f8"), "y": Y}, 3)
+
+
+def test_a_mapped_file_that_shrinks_is_noticed(tmp_path):
+    """Reading on would end the process with a bus error."""
+    np.save(tmp_path / "x.npy", np.ones((4096, 8)))
+    batches = sources.batches(sources.load(tmp_path / "x.npy"), 1024)
+    next(batches)
+    with (tmp_path / "x.npy").open("r+b") as file:
+        file.truncate(8192)
+    with pytest.raises(ValueError, match=r"x\.npy has shrunk"):
+        next(batches)
+
+
+def sum_of_rows(data):
+    return [float(data.rows(np.array([k % N]))["x"].sum()) for k in range(60)]
+
+
+def many_groups(path):
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    pq.write_table(pa.table({"x": list(X), "y": Y}), path, row_group_size=1)
+    return sources.load(path)
+
+
+FORKS = """
+import multiprocessing, sys
+import numpy as np
+from jaxsgd import sources
+
+def sums(data):
+    return [float(data.rows(np.array([k % 7]))["x"].sum()) for k in range(60)]
+
+data = sources.load(sys.argv[1])
+truth = sums(data)
+with multiprocessing.get_context("fork").Pool(4) as pool:
+    for found in pool.map(sums, [data] * 4):
+        print("same" if found == truth else "other")
+"""
+
+
+def test_a_parquet_file_is_read_by_threads_workers_and_forks(tmp_path):
+    """A ``ParquetFile`` that threads share ends in a double free or hangs for ever."""
+    data = many_groups(tmp_path / "data.parquet")
+    truth = sum_of_rows(data)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda _: sum_of_rows(data), range(40))) == [truth] * 40
+    assert sum_of_rows(pickle.loads(pickle.dumps(data))) == truth
+    command = [sys.executable, "-c", FORKS, str(tmp_path / "data.parquet")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout.split() == ["same"] * 4, result.stderr
