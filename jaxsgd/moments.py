@@ -85,7 +85,7 @@ def gradient_moments(
         loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.
         params: θ, a pytree of floating-point arrays.
         data: a pytree of arrays with N examples along the first axis of each (NumPy arrays, memory-mapped
-            ones included, are sliced on the host), a source with ``len()`` and ``source[indices]``, or an
+            ones included, are sliced on the host), a source with ``len()`` and ``source[i]``, or an
             iterator of batches: see :mod:`jaxsgd.sources`. JAX arrays, and batches of them, may be split over the
             devices of a mesh, those of other processes included; ``params`` too.
         chunk_size: how many examples each device differentiates at a time; all at once by default. The last chunk
