@@ -1,7 +1,5 @@
 """Per-example gradients that are factored but for a part that all examples share, as a weight penalty adds it."""
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +10,6 @@ from jaxtyping import Array, Float
 from jaxsgd._core.sums import accumulated
 from jaxsgd.kernels.factors._dense import Dense
 from jaxsgd.kernels.factors._factor import Factor, Flops
-
-
-def _of_base(statistic: Callable[..., Any]) -> Callable[..., Any]:
-    """The statistic of the gradients h_i, where it is that of the g_i too: their mean has the shared part as well."""
-
-    def same(factor: "WithSharedPart", *arguments: Array) -> Array:
-        return getattr(factor.base, statistic.__name__)(*arguments)
-
-    return functools.update_wrapper(same, statistic, updated=())
 
 
 @jax.tree_util.register_dataclass
@@ -64,10 +53,19 @@ class WithSharedPart(Factor):
         """‖g_i‖² = ‖h_i‖² + 2⟨h_i, s⟩ + ‖s‖²."""
         return self.base.squared_norms() + 2 * self.base.inner_products(self._part) + jnp.sum(self._part**2)
 
-    squared_deviations = _of_base(Factor.squared_deviations)
-    total_deviation = _of_base(Factor.total_deviation)
-    weighted_deviation = _of_base(Factor.weighted_deviation)
-    coordinate_deviations = _of_base(Factor.coordinate_deviations)
+    # About their mean, which has the shared part as well, the g_i are where the h_i are about theirs.
+
+    def squared_deviations(self) -> Float[Array, " n"]:
+        return self.base.squared_deviations()
+
+    def total_deviation(self) -> Float[Array, ""]:
+        return self.base.total_deviation()
+
+    def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
+        return self.base.weighted_deviation(weights)
+
+    def coordinate_deviations(self) -> Array:
+        return self.base.coordinate_deviations()
 
     def second_moment(self) -> Array:
         """(1/n) Σ g_i² = (1/n) Σ h_i² + 2 h̄ s + s², coordinate by coordinate."""
