@@ -3,6 +3,7 @@
 The signature is that of ``clu.metric_writers``, so those are writers too.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -56,8 +57,8 @@ class JSONLinesWriter(_Closing):
 
     A line is handed to the operating system in one piece, so a process that is killed leaves whole lines, and processes
     that write to one file do not mix theirs. A piece of a line that a full disk or a power failure left behind is
-    removed when the file is opened again. What is not finite is written as ``"nan"``, ``"inf"`` or ``"-inf"``, since
-    JSON has no such numbers.
+    removed when the file is opened again, while no other process is writing. What is not finite is written as
+    ``"nan"``, ``"inf"`` or ``"-inf"``, since JSON has no such numbers.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "run.jsonl"
@@ -74,16 +75,18 @@ class JSONLinesWriter(_Closing):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        whole = _length_of_whole_lines(path)
-        if whole < path.stat().st_size:
-            os.ftruncate(self._file, whole)
+        with _locked(self._file):  # what another process writes meanwhile would look like a piece of a line
+            whole = _length_of_whole_lines(path)
+            if whole < path.stat().st_size:
+                os.ftruncate(self._file, whole)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Append one line."""
         line = {"step": int(step)} | {name: _plain(value) for name, value in scalars.items()}
         rest = (json.dumps(line, allow_nan=False) + "\n").encode()
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
+        with _locked(self._file):
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
 
     def flush(self) -> None:
         """Have the disk store what was written."""
@@ -143,6 +146,22 @@ class TensorBoardWriter(_Closing):
     def close(self) -> None:
         """Flush, and write no more."""
         self._writer.close()
+
+
+@contextlib.contextmanager
+def _locked(handle: int) -> Iterator[None]:
+    """Wait until no other writer is at work on the file; where the system has no such locks, do not."""
+    try:
+        import fcntl  # not on every system
+
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def _plain(value: Any) -> float | str:

@@ -84,6 +84,23 @@ def test_killed_writers_leave_whole_lines(tmp_path) -> None:
     assert set(steps) == set(range(steps[-1] + 1))
 
 
+def test_a_writer_that_opens_the_file_takes_no_line_of_another(tmp_path) -> None:
+    """What is being written while a file is opened is no piece of a line that was left behind."""
+    path, opened = tmp_path / "run.jsonl", 0
+    process = subprocess.Popen([sys.executable, "-c", WRITES, str(Path(tracking.__file__)), str(path)])
+    try:
+        while not path.exists() or os.path.getsize(path) < 200_000:
+            assert process.poll() is None
+            tracking.JSONLinesWriter(path).close()
+            opened += 1
+    finally:
+        process.kill()
+        process.wait()
+    steps = [step for step, _ in tracking.read_json_lines(path)]
+    assert opened > 3
+    assert steps == list(range(len(steps)))
+
+
 def test_tensorboard_reads_what_was_written(tmp_path) -> None:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c  # noqa: F401 - the format's checksum, as a sign of the format
