@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxsgd._core import devices, validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.tables import si, table
 from jaxsgd.kernels import Loss, PerExampleGradients, trace_batch
 
@@ -83,6 +84,7 @@ class PerExampleCheck:
         )
 
 
+@on_any_mesh
 def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examples: int = 4) -> PerExampleCheck:
     """Compare every statistic with ``jax.grad(loss_fn)``, called for one example after the other.
 

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd._core import validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.sums import accumulated, accumulation_dtype, chunked, squared_norm
 from jaxsgd.kernels import Loss
 
@@ -61,6 +62,7 @@ class RandomSignMoments:
         return self.trace_covariance + squared_norm(self.mean)
 
 
+@on_any_mesh
 def random_sign_moments(
     loss_fn: Loss, params: PyTree, batch: PyTree, *, key: Array, num_draws: int, chunk_size: int | None = None
 ) -> RandomSignMoments:
@@ -101,6 +103,7 @@ def random_sign_moments(
     return found
 
 
+@on_any_mesh
 def inner_products(loss_fn: Loss, params: PyTree, batch: PyTree, direction: PyTree) -> Float[Array, " n"]:
     """⟨g_i, v⟩, shape (n,), exactly, from one forward pass: the derivatives of all losses along ``direction`` v.
 

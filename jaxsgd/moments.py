@@ -21,8 +21,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels, sources
-from jaxsgd._core import devices, sums, validate
+from jaxsgd._core import devices, meshes, sums, validate
 from jaxsgd._core.devices import Shards
+from jaxsgd._core.meshes import on_any_mesh
 
 __all__ = ["GradientMoments", "gradient_moments", "merge", "of"]
 
@@ -71,6 +72,7 @@ class GradientMoments:
         return (self.count - ddof).astype(self.sum_squared_deviations.dtype)
 
 
+@on_any_mesh
 def gradient_moments(
     loss_fn: kernels.Loss,
     params: PyTree,
@@ -112,12 +114,10 @@ def gradient_moments(
     kind = sources.kind(data)
     if kind == "batches" and chunk_size is not None:
         raise ValueError(f"chunk_size must be None for an iterator of batches, got {chunk_size}")
-    params = devices.automatic(params)
     moments_pass = _Pass(loss_fn, params, per_coordinate)
     if kind != "arrays":
         return _stream(moments_pass, sources.batches(data, chunk_size))
     population_size = validate.leading_axis(data=data)
-    data = devices.automatic(data)
     first = jax.tree.map(lambda leaf: sources.rows(leaf, slice(0, 1)), data)
     validate.scalar_loss(loss_fn, params, first)
     validate.deterministic(loss_fn, params, first)
@@ -134,6 +134,7 @@ def gradient_moments(
     return total
 
 
+@on_any_mesh
 def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
     """The moments of per-example gradients that are at hand; moments are returned as they are.
 
@@ -152,6 +153,7 @@ def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
     return m
 
 
+@on_any_mesh
 def merge(first: GradientMoments, second: GradientMoments) -> GradientMoments:
     """The moments of the union of two disjoint sets of examples (Chan, Golub and LeVeque, 1983).
 
@@ -235,7 +237,7 @@ def _stream(moments_pass: _Pass, batches: Iterator[PyTree]) -> GradientMoments:
     """The moments over an iterator, each batch checked while it is at hand."""
     structure: Any = None
     seen = 0
-    for batch in map(devices.automatic, batches):
+    for batch in map(meshes.automatic, batches):
         size = validate.leading_axis(batch=batch)
         if structure is None:
             structure = jax.tree.structure(batch)

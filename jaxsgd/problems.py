@@ -15,7 +15,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Num, PyTree
 
-from jaxsgd._core import devices, sums, validate
+from jaxsgd._core import sums, validate
+from jaxsgd._core.meshes import on_any_mesh
 
 __all__ = [
     "ACTIVATIONS",
@@ -80,6 +81,7 @@ class Problem(_Parts):
         """A problem with some of the four exchanged."""
         return Problem(**{**self._asdict(), "batch_loss_fn": self.batch_loss_fn, **changes})
 
+    @on_any_mesh
     def take(self, rows: Any) -> "Problem":
         """The same problem with some of its examples, in the order given.
 
@@ -99,6 +101,7 @@ class Problem(_Parts):
         return self._replace(data=jax.tree.map(lambda leaf: leaf[chosen], self.data))
 
 
+@on_any_mesh
 def mean_loss(loss_fn: Callable[[Any, Any], Any], params: PyTree, data: PyTree) -> Float[Array, ""]:
     """The mean of the losses of all examples, L̄(θ), from 4096 of them at a time, so that memory does not grow with N.
 
@@ -117,7 +120,6 @@ def mean_loss(loss_fn: Callable[[Any, Any], Any], params: PyTree, data: PyTree) 
     """
     validate.floating_leaves(params=params)
     validate.leading_axis(data=data)
-    params, data = devices.automatic((params, data))
     validate.scalar_loss(loss_fn, params, data)
     return _mean_loss(loss_fn, params, data)
 

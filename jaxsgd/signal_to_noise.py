@@ -8,10 +8,12 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels, moments
 from jaxsgd._core import validate
+from jaxsgd._core.meshes import on_any_mesh
 
 __all__ = ["coordinate_snr", "early_stopping_evidence"]
 
 
+@on_any_mesh
 def coordinate_snr(
     gradients: kernels.PerExampleGradients | moments.GradientMoments, *, population_size: int | None = None
 ) -> PyTree:
@@ -48,6 +50,7 @@ def coordinate_snr(
     return jax.tree.map(ratio, mean, variance)
 
 
+@on_any_mesh
 def early_stopping_evidence(gradients: kernels.PerExampleGradients | moments.GradientMoments) -> Float[Array, ""]:
     """1 − (m/P) Σ_j ĝ_j²/s_j², which is positive where a batch of m looks like noise without signal: stop there.
 

@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from jaxsgd._core import files, validate
+from jaxsgd._core.meshes import on_any_mesh
 
 __all__ = ["Kind", "batches", "kind", "load", "rows", "take"]
 
@@ -116,6 +117,7 @@ def batches(data: Any, batch_size: int | None = None) -> Iterator[PyTree]:
             yield jax.tree.map(lambda a, i=start, j=stop: rows(a, slice(i, j)), data)
 
 
+@on_any_mesh
 def take(data: Any, indices: Int[np.ndarray, " m"]) -> PyTree:
     """Some examples of arrays or of a source, in the order of ``indices``, as one batch.
 
@@ -207,6 +209,7 @@ def _refuse_tables(data: Any) -> None:
         raise TypeError(f"data must be dense arrays, got a sparse {type(data).__name__}: pass data.toarray()")
 
 
+@on_any_mesh
 def rows(leaf: Any, some: Any) -> Any:
     """Some rows of an array, in the byte order of this machine, which is all that JAX takes.
 

@@ -15,11 +15,13 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels
 from jaxsgd._core import devices, validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.kernels import centered_gram
 
 __all__ = ["PrincipalDirections", "losses_along", "principal_directions"]
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PrincipalDirections:
     """Eigenvectors of the covariance Σ of the per-example gradients, with the largest eigenvalues first.
@@ -33,6 +35,7 @@ class PrincipalDirections:
     variances: Float[Array, " k"]
 
 
+@on_any_mesh
 def principal_directions(g: kernels.PerExampleGradients, *, count: int = 2) -> PrincipalDirections:
     """The directions along which the gradients of the examples differ most.
 
@@ -69,6 +72,7 @@ def principal_directions(g: kernels.PerExampleGradients, *, count: int = 2) -> P
     )
 
 
+@on_any_mesh
 def losses_along(
     loss_fn: kernels.Loss, params: PyTree, data: PyTree, directions: PyTree, steps: Float[Array, "s k"]
 ) -> Float[Array, "s n"]:

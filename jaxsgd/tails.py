@@ -7,10 +7,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsgd._core import validate
+from jaxsgd._core.meshes import on_any_mesh
 
 __all__ = ["hill_index", "kesten_index", "stable_index"]
 
 
+@on_any_mesh
 def stable_index(samples: Float[Array, "n ..."], *, block_size: int) -> Float[Array, ""]:
     """The index α of a strictly stable law, from how fast sums of its samples grow: α < 2 are heavy tails.
 
@@ -49,6 +51,7 @@ def stable_index(samples: Float[Array, "n ..."], *, block_size: int) -> Float[Ar
     return np.log(block_size) / growth
 
 
+@on_any_mesh
 def hill_index(samples: Float[Array, " n"], *, num_largest: int) -> Float[Array, ""]:
     """Hill's estimate of the index of a Pareto tail from the k largest of n numbers.
 

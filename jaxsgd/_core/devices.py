@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 
@@ -92,32 +92,6 @@ def shards(data: PyTree) -> Shards | None:
         if sharding is not None and sharding.shard_shape(leaf.shape)[:1] != leaf.shape[:1]:
             return Shards(sharding.mesh, _names(sharding.spec[0]))
     return None
-
-
-def automatic(tree: PyTree) -> PyTree:
-    """The same arrays where they are, on a mesh whose axes the compiler looks after.
-
-    ``jax.make_mesh`` makes explicit axes, on which every operation must say how its result is laid out, which the
-    operations of a user's loss, differentiated, do not.
-    """
-    return jax.tree.map(_automatic, tree)
-
-
-def _automatic(leaf: Any) -> Any:
-    if isinstance(leaf, jax.core.Tracer):
-        mesh = jax.typeof(leaf).sharding.mesh
-        if AxisType.Explicit in mesh.axis_types:
-            raise ValueError(
-                "arrays under jax.jit must lie on a mesh with automatic axes, as of jax.make_mesh(shape, names, "
-                f"axis_types=(AxisType.Auto,) * {len(mesh.axis_names)}), got {mesh.axis_types}"
-            )
-        return leaf
-    sharding = _named(leaf)
-    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
-        return leaf
-    mesh = sharding.mesh
-    same = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-    return jax.device_put(leaf, NamedSharding(same, sharding.spec))
 
 
 def beside(data: PyTree, tree: PyTree) -> PyTree:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsgd._core import validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.additivity import _set_functions
 from jaxsgd.additivity._set_functions import Family, Fit
 from jaxsgd.additivity._subset_losses import Trial, example_rows, relative_size
@@ -144,6 +145,7 @@ class Additivity:
         )
 
 
+@on_any_mesh
 def check_additivity(
     batch_loss_fn: Callable[..., Any], params: PyTree, batch: PyTree, *, key: Array | None = None
 ) -> Additivity:

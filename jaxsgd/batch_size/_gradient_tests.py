@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxsgd import kernels, noise
 from jaxsgd._core import sums, validate
+from jaxsgd._core.meshes import on_any_mesh
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +61,7 @@ class GradientTests:
         return self.count * jnp.where(self.unbiased_norm > 0, self.unbiased_norm / theta**2, jnp.inf)
 
 
+@on_any_mesh
 def gradient_tests(g: kernels.PerExampleGradients) -> GradientTests:
     """The norm, inner-product and orthogonality tests of a batch of m independent examples.
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsgd._core import validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.designs._base import SamplingDesign
 from jaxsgd.designs._reshuffling import Reshuffling
 
@@ -31,6 +32,7 @@ class Draw(NamedTuple):
     weights: Any
     drawn: Any
 
+    @on_any_mesh
     def take(self, data: PyTree) -> PyTree:
         """The m examples that belong to the weights, of data with N along the first axis of each array."""
         return data if self.indices is None else jax.tree.map(lambda leaf: leaf[self.indices], data)

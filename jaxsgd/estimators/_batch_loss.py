@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsgd import designs
 from jaxsgd._core import sums, validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.batch_losses import BatchLoss, on_sub_batch
 
 
@@ -58,6 +59,7 @@ class BatchLossGradient:
     num_draws: Any
 
 
+@on_any_mesh
 def batch_loss_gradient(
     batch_loss_fn: Callable[..., Any],
     params: PyTree,

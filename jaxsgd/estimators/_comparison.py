@@ -14,12 +14,14 @@ from jaxtyping import Float64, PyTree
 
 from jaxsgd import designs, kernels, moments
 from jaxsgd._core import devices, validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.estimators import _contraction
 from jaxsgd.estimators._exact import exact
 
 Reference = Literal["with_replacement", "without_replacement"]
 
 
+@on_any_mesh
 def design_effect(
     design: designs.SamplingDesign,
     g: kernels.PerExampleGradients | moments.GradientMoments,
@@ -82,6 +84,7 @@ class Comparison:
         return "\n".join([head, *rows])
 
 
+@on_any_mesh
 def compare(
     laws: Mapping[str, designs.SamplingDesign] | Iterable[designs.SamplingDesign],
     g: kernels.PerExampleGradients,
@@ -116,6 +119,7 @@ def compare(
     return Comparison(tuple(named), bias, variance, effect, relative_to)
 
 
+@on_any_mesh
 def optimal_probabilities(g: kernels.PerExampleGradients) -> Float64[np.ndarray, " n"]:
     """p_i ∝ ‖g_i‖, shape (N,): of all ``designs.Importance`` of a size, the one of least variance.
 
@@ -134,6 +138,7 @@ def optimal_probabilities(g: kernels.PerExampleGradients) -> Float64[np.ndarray,
     return norms / norms.sum()
 
 
+@on_any_mesh
 def stratum_deviations(g: kernels.PerExampleGradients, strata: Any) -> Float64[np.ndarray, " h"]:
     """S_h = √tr S_h² with divisor N_h − 1, for ``designs.Stratified.neyman``, shape (H,); 0 in a stratum of one.
 

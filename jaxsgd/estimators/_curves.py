@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Float64, Int
 
 from jaxsgd import designs, kernels, moments
 from jaxsgd._core import devices, validate
+from jaxsgd._core.meshes import on_any_mesh
 
 DesignName = Literal["with_replacement", "without_replacement"]
 
@@ -54,6 +55,7 @@ class VarianceCurve:
     num_draws: int
 
 
+@on_any_mesh
 def variance_curve(
     g: kernels.PerExampleGradients | moments.GradientMoments,
     batch_sizes: Sequence[int] | Int[np.ndarray, " b"] | None = None,
@@ -86,6 +88,7 @@ def variance_curve(
     return VarianceCurve(design, sizes, variance, zeros, zeros, 0)
 
 
+@on_any_mesh
 def monte_carlo_curve(
     g: kernels.PerExampleGradients,
     batch_sizes: Sequence[int] | Int[np.ndarray, " b"] | None = None,
@@ -191,6 +194,7 @@ class SquaredErrorLaw:
         return np.where(random, (roots - (1 - spread)) / np.sqrt(spread), 0)
 
 
+@on_any_mesh
 def squared_error_law(
     g: kernels.PerExampleGradients,
     batch_sizes: Sequence[int] | Int[np.ndarray, " b"] | None = None,

@@ -14,10 +14,12 @@ import numpy as np
 
 from jaxsgd import designs, kernels
 from jaxsgd._core import devices, validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.estimators._contraction import squared_errors
 from jaxsgd.estimators._exact import Estimate
 
 
+@on_any_mesh
 def descent_probability(
     design: designs.Design, g: kernels.PerExampleGradients, *, max_batches: int = 100_000
 ) -> Fraction:
@@ -51,6 +53,7 @@ def descent_probability(
     return downhill
 
 
+@on_any_mesh
 def enumerate_batches(
     design: designs.Design, g: kernels.PerExampleGradients, *, max_batches: int = 100_000
 ) -> Estimate:

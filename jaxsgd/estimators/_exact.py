@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Float64, PyTree
 
 from jaxsgd import designs, kernels, moments
 from jaxsgd._core import devices
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.estimators import _contraction
 
 
@@ -37,6 +38,7 @@ class Estimate:
     mean_squared_error: Any = None
 
 
+@on_any_mesh
 def exact(design: designs.Design, g: kernels.PerExampleGradients | moments.GradientMoments) -> Estimate:
     """E ĝ and tr Cov ĝ of a design, exactly, in time proportional to N.
 

@@ -19,10 +19,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxsgd import designs, kernels
 from jaxsgd._core import sums, validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.estimators._contraction import squared_errors
 from jaxsgd.estimators._exact import Estimate
 
 
+@on_any_mesh
 def monte_carlo(
     design: designs.Design,
     g: kernels.PerExampleGradients,
@@ -86,6 +88,7 @@ def monte_carlo(
     )
 
 
+@on_any_mesh
 def merge(first: Estimate, second: Estimate) -> Estimate:
     """The estimate from the draws of two, as if ``monte_carlo`` had made them all at once, but for rounding.
 

@@ -13,8 +13,10 @@ from jaxtyping import Array, Float
 
 from jaxsgd import kernels
 from jaxsgd._core import devices, validate
+from jaxsgd._core.meshes import on_any_mesh
 
 
+@on_any_mesh
 def with_replacement_variance(g_batch: kernels.PerExampleGradients) -> Float[Array, ""]:
     """An unbiased estimate of tr Cov ĝ from one batch of M independent uniform draws, with its repeats: tr s²/M.
 
@@ -39,6 +41,7 @@ def with_replacement_variance(g_batch: kernels.PerExampleGradients) -> Float[Arr
     return g_batch.total_deviation() / (g_batch.count * (g_batch.count - 1))
 
 
+@on_any_mesh
 def without_replacement_variance(g_batch: kernels.PerExampleGradients, *, population_size: int) -> Float[Array, ""]:
     """An unbiased estimate of tr Cov ĝ from one batch of M distinct examples out of N: (1 − M/N) tr s²/M.
 
@@ -66,6 +69,7 @@ def without_replacement_variance(g_batch: kernels.PerExampleGradients, *, popula
     return with_replacement_variance(g_batch) * float(1 - Fraction(g_batch.count, int(population_size)))
 
 
+@on_any_mesh
 def horvitz_thompson_variance(
     g_batch: kernels.PerExampleGradients,
     inclusion_probabilities: Float[Array, " m"],
@@ -107,6 +111,7 @@ def horvitz_thompson_variance(
     return _as_result(np.sum((joint - products) / (joint * products) * K), g_batch, population_size)
 
 
+@on_any_mesh
 def sen_yates_grundy_variance(
     g_batch: kernels.PerExampleGradients,
     inclusion_probabilities: Float[Array, " m"],
@@ -147,6 +152,7 @@ class CentralMoments(NamedTuple):
     fourth: Any
 
 
+@on_any_mesh
 def without_replacement_central_moments(g: kernels.PerExampleGradients, *, batch_size: int) -> CentralMoments:
     """Third and fourth central moments of the minibatch gradient, M distinct examples out of N, exactly.
 

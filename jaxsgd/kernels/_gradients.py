@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd._core import validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.sums import accumulated, accumulation_dtype, total
 from jaxsgd._core.tables import si, table
 from jaxsgd.kernels._statistic import statistic
@@ -95,17 +96,17 @@ class PerExampleGradients:
         """
         return self.structure.unflatten(factor.mean() for factor in self.factors)
 
-    @statistic()
+    @statistic(per_example=True)
     def squared_norms(self) -> Float[Array, " n"]:
         """‖g_i‖², shape (n,)."""
         return total([factor.squared_norms() for factor in self.factors])
 
-    @statistic()
+    @statistic(per_example=True)
     def squared_deviations(self) -> Float[Array, " n"]:
         """‖g_i − ḡ‖², shape (n,), from centered gradients, so that no digit cancels."""
         return total([factor.squared_deviations() for factor in self.factors])
 
-    @statistic(like_params)
+    @statistic(like_params, per_example=True)
     def inner_products(self, direction: PyTree) -> Float[Array, " n"]:
         """⟨g_i, v⟩, shape (n,), for ``direction`` v, a pytree like ``params``."""
         leaves = jax.tree.leaves(direction)
@@ -116,14 +117,14 @@ class PerExampleGradients:
         """Σ w_i g_i, a pytree like ``params``, for ``weights`` w of shape (n,)."""
         return self.structure.unflatten(factor.weighted_sum(weights) for factor in self.factors)
 
-    @statistic(one_number_each)
+    @statistic(one_number_each, per_example=True)
     def scaled(self, scales: Float[Array, " n"]) -> "PerExampleGradients":
         """The gradients s_i g_i, for ``scales`` s of shape (n,), in the same form; the losses are scaled too."""
         losses = self.example_losses * scales.astype(self.example_losses.dtype)
         factors = tuple(factor.scaled(scales) for factor in self.factors)
         return PerExampleGradients(losses, self.structure, factors, self.rules)
 
-    @statistic(kept_and_alike)
+    @statistic(kept_and_alike, per_example=True)
     def minus(self, other: "PerExampleGradients", coefficient: Any = 1.0) -> "PerExampleGradients":
         """The differences g_i − β h_i, in factored form where both are, with ``coefficient`` β.
 
@@ -165,7 +166,7 @@ class PerExampleGradients:
         """Σ (g_i − ḡ)², coordinate by coordinate; the divisor, which is no array, would be compiled anew."""
         return self.structure.unflatten(factor.coordinate_deviations() for factor in self.factors)
 
-    @statistic(of_the_same_parameters)
+    @statistic(of_the_same_parameters, per_example=True)
     def gram(self, other: "PerExampleGradients | None" = None) -> Float[Array, "n m"]:
         """K_ij = ⟨g_i, h_j⟩, shape (n, m), for the gradients h of ``other`` (of the same parameters), or of itself."""
         if other is None:
@@ -182,11 +183,12 @@ class PerExampleGradients:
         first_column = np.repeat(edges[:-1], np.diff(edges))
         return jnp.where(np.arange(self.count)[None] >= first_column[:, None], upper, upper.T)
 
-    @statistic()
+    @statistic(per_example=True)
     def materialize(self) -> PyTree:
         """All g_i, a pytree like ``params`` with a leading axis of n: n·P numbers."""
         return self.structure.unflatten(factor.materialize() for factor in self.factors)
 
+    @partial(on_any_mesh, per_example=True)
     def take(self, some: Any) -> "PerExampleGradients":
         """The gradients of some of the examples, in the order of ``some``, a slice or an array of indices."""
         factors = tuple(factor.take(some) for factor in self.factors)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.sums import accumulated, chunked, squared_norm, varying_like
 from jaxsgd.kernels._gradients import (
     Loss,
@@ -34,6 +35,7 @@ class RecomputedGradients(PerExampleGradients):
     loss_fn: Any = field(default=None, metadata={"static": True})
     chunk_size: int = field(default=1, metadata={"static": True})
 
+    @partial(on_any_mesh, per_example=True)
     def take(self, some: Any) -> "RecomputedGradients":
         batch = jax.tree.map(lambda leaf: leaf[some], self.batch)
         chunk_size = min(self.chunk_size, len(jax.tree.leaves(batch)[0]))
@@ -55,11 +57,11 @@ class RecomputedGradients(PerExampleGradients):
     def weighted_sum(self, weights: Float[Array, " n"]) -> PyTree:
         return self._sum(lambda g, w: g.weighted_sum(w), weights)
 
-    @statistic()
+    @statistic(per_example=True)
     def squared_norms(self) -> Float[Array, " n"]:
         return self._map(lambda g: g.squared_norms())
 
-    @statistic(like_params)
+    @statistic(like_params, per_example=True)
     def inner_products(self, direction: PyTree) -> Float[Array, " n"]:
         return self._map(lambda g: g.inner_products(direction))
 
@@ -67,7 +69,7 @@ class RecomputedGradients(PerExampleGradients):
     def second_moment(self) -> PyTree:
         return self._sum(lambda g: jax.tree.map(lambda leaf: leaf * (g.count / self.count), g.second_moment()))
 
-    @statistic()
+    @statistic(per_example=True)
     def squared_deviations(self) -> Float[Array, " n"]:
         """With m the mean of a chunk and δ = m − ḡ, ‖g_i − m‖² + 2⟨g_i − m, δ⟩ + ‖δ‖²."""
         mean = self.mean()
@@ -100,7 +102,7 @@ class RecomputedGradients(PerExampleGradients):
 
         return self._sum(deviation, weights)
 
-    @statistic(one_number_each)
+    @statistic(one_number_each, per_example=True)
     def scaled(self, scales: Float[Array, " n"]) -> "RecomputedGradients":
         return recomputed(ScaledLoss(self.loss_fn), self.params, (self.batch, scales), self.chunk_size)
 
@@ -115,11 +117,11 @@ class RecomputedGradients(PerExampleGradients):
 
         return self._sum(deviations)
 
-    @statistic()
+    @statistic(per_example=True)
     def materialize(self) -> PyTree:
         return self._map(lambda g: g.materialize())
 
-    @statistic(of_the_same_parameters)
+    @statistic(of_the_same_parameters, per_example=True)
     def gram(self, other: PerExampleGradients | None = None) -> Float[Array, "n m"]:
         return self._map(lambda g: g.gram(self if other is None else other))
 

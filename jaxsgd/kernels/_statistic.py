@@ -7,11 +7,15 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
+from jaxsgd._core.meshes import on_any_mesh
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def statistic(check: Callable[..., None] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def statistic(
+    check: Callable[..., None] | None = None, *, per_example: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile a method as a whole: one compilation for all the parameters, where each step alone would take one.
 
     The gradients and the other arguments are traced, so that nothing of them is static but their structure, shapes and
@@ -21,10 +25,11 @@ def statistic(check: Callable[..., None] | None = None) -> Callable[[Callable[P,
     Args:
         check: called as ``check(gradients, **arguments)`` with what the caller passed, before anything is traced, to
             raise on arguments that make no sense.
+        per_example: whether the result has a first axis of examples, and is to be divided as they are.
     """
 
     def compiled(method: Callable[P, R]) -> Callable[P, R]:
-        program, signature = jax.jit(method), inspect.signature(method)
+        program, signature = on_any_mesh(jax.jit(method), per_example=per_example), inspect.signature(method)
         names, defaults = list(signature.parameters), tuple(p.default for p in signature.parameters.values())
         required = defaults.count(inspect.Parameter.empty)
 

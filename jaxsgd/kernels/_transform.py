@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import devices, validate
+from jaxsgd._core import validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch
 from jaxsgd.kernels._recomputed import recomputed
 from jaxsgd.kernels.factors import Dense
@@ -51,10 +52,10 @@ def per_example_gradients(
     if memory_limit is not None:
         validate.positive_integer(memory_limit=memory_limit)
 
+    @partial(on_any_mesh, per_example=True)
     def gradients(params: PyTree, batch: PyTree) -> PerExampleGradients:
         validate.floating_leaves(params=params)
         count = validate.leading_axis(batch=batch)
-        params, batch = devices.automatic((params, batch))
         validate.scalar_loss(loss_fn, params, batch)
         if memory_limit is None:
             return trace_batch(loss_fn, params, batch)
@@ -87,6 +88,7 @@ def _examples_within(memory_limit: int, loss_fn: Loss, params: PyTree, batch: Py
     return min(count - 1, 1 + (memory_limit - of_one) // of_each_more)
 
 
+@on_any_mesh
 def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
     """Raise ValueError, naming the example and the parameter, if a gradient is not finite.
 
@@ -122,6 +124,7 @@ def _first_not_finite(leaf: Float[Array, "n ..."]) -> tuple[Array, Array]:
     return index, rows[index][jnp.argmax(~jnp.isfinite(rows[index]))]
 
 
+@on_any_mesh
 def centered_gram(g: PerExampleGradients) -> Float[Array, "n n"]:
     """K_ij = ⟨g_i − ḡ, g_j − ḡ⟩, shape (n, n)."""
     gram = g.gram()
@@ -129,6 +132,7 @@ def centered_gram(g: PerExampleGradients) -> Float[Array, "n n"]:
     return gram - rows - rows.T + rows.mean()
 
 
+@on_any_mesh
 def is_cheaply_factored(loss_fn: Loss, params: PyTree, batch: PyTree) -> bool:
     """Whether what is formed for every example is small: biases and the like.
 

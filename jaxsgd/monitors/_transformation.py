@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxsgd._core import sums, validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.monitors._terms import Terms, Where
 
 
@@ -113,7 +114,7 @@ def as_transformation(statistic: Statistic) -> optax.GradientTransformationExtra
         step = extra.get("step", state.calls)
 
         def measured() -> tuple[Any, Any]:
-            fresh = statistic.measure(updates, extra)
+            fresh = on_any_mesh(statistic.measure)(updates, extra)
             usable, decay = statistic.usable(extra), statistic.decay
 
             def merged(old: Array, new: Array) -> Array:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels
 from jaxsgd._core import sums, validate
+from jaxsgd._core.meshes import on_any_mesh
 
 
 @jax.tree_util.register_dataclass
@@ -70,6 +71,7 @@ class HessianNoiseScale:
         return (N - batch_size) / (batch_size * jnp.maximum(N - 1, 1))
 
 
+@on_any_mesh
 def hessian_noise_scale(
     loss_fn: kernels.Loss,
     params: PyTree,

@@ -44,6 +44,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels, moments
 from jaxsgd._core import sums, validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.noise import _u_statistics
 
 
@@ -77,6 +78,7 @@ class NoiseScale:
         return f"{text}: the mean gradient cannot be told from 0" if high == float("inf") else text
 
 
+@on_any_mesh
 def noise_scale(
     gradients: kernels.PerExampleGradients | moments.GradientMoments,
     *,
@@ -129,6 +131,7 @@ def noise_scale(
     return _of_examples(gradients, population_size, z, interval)
 
 
+@on_any_mesh
 def two_batch_noise_scale(
     small_gradient: PyTree,
     big_gradient: PyTree,
@@ -173,6 +176,7 @@ def two_batch_noise_scale(
     return _without_interval(trace, signal, big_size)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NoiseScaleLaw:
     """How the estimate of the noise scale varies over batches of one size.
@@ -192,6 +196,7 @@ class NoiseScaleLaw:
     variance: Any
 
 
+@on_any_mesh
 def noise_scale_law(g: kernels.PerExampleGradients, batch_size: int) -> NoiseScaleLaw:
     """The exact first two moments, over batches of M without replacement, of what ``noise_scale`` divides.
 

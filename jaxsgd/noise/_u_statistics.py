@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from jaxsgd import kernels
 from jaxsgd._core import sums
+from jaxsgd._core.meshes import on_any_mesh
 
 MAX_GRAM = 2048
 """From how many examples at most all products of pairs are formed; of more, those of as many chosen at random."""
@@ -49,6 +50,7 @@ class PairSums:
 
 
 @jax.jit
+@on_any_mesh
 def pair_sums(g: kernels.PerExampleGradients) -> PairSums:
     """The sums over all pairs, from norms, from products with the mean and, for W alone, from the Gram matrix.
 
@@ -116,6 +118,7 @@ def jackknife_covariance(pairs: PairSums, population_size: int | None) -> Float[
     return 4 * (1 - share) / (m * (m - 1) * (m - 2) ** 2) * pairs.shared_one
 
 
+@on_any_mesh
 def mean_fourth_power(pairs: PairSums) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Unbiased estimates of ‖ḡ‖⁴ and ḡᵀΣḡ from independent examples.
 

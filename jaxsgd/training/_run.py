@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 
 from jaxsgd import kernels, tracking
 from jaxsgd._core import devices, validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.designs import batches
 from jaxsgd.training import _step, _validate
 from jaxsgd.training._checkpoint import Checkpoint, digest, program_digest
@@ -59,6 +60,7 @@ class RunResult:
     kept_params: Any = None
 
 
+@on_any_mesh
 def run_sgd(
     loss_fn: kernels.Loss,
     params: PyTree,
@@ -118,7 +120,6 @@ def run_sgd(
             validate.positive_integer(**{name: value})
     validate.floating_leaves(params=params)
     population_size = validate.leading_axis(data=data)
-    params, data = devices.automatic((params, data))
     validate.scalar_loss(loss_fn, params, data)
     validate.deterministic(loss_fn, params, data)
     validate.has_method("weights(key, population_size)", design=design)

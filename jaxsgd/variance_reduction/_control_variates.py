@@ -27,8 +27,10 @@ from jaxtyping import Array, Float, Float64
 
 from jaxsgd import designs, estimators, kernels
 from jaxsgd._core import validate
+from jaxsgd._core.meshes import on_any_mesh
 
 
+@on_any_mesh
 def exact(
     design: designs.Design,
     g: kernels.PerExampleGradients,
@@ -86,6 +88,7 @@ class OptimalCoefficient(NamedTuple):
     variance: Any
 
 
+@on_any_mesh
 def optimal_coefficient(
     design: designs.Design, g: kernels.PerExampleGradients, control: kernels.PerExampleGradients
 ) -> OptimalCoefficient:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import estimators, kernels
 from jaxsgd._core import validate
+from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.designs import Draw, batches
 from jaxsgd.variance_reduction._control_variates import (
     Inclusion,
@@ -119,6 +120,7 @@ class SVRG(_Estimator):
 
     refresh_every: int
 
+    @on_any_mesh
     def init(self, key: Array, params: PyTree, data: PyTree) -> SnapshotState:
         """The state before the first estimate.
 
@@ -133,6 +135,7 @@ class SVRG(_Estimator):
         mean = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return SnapshotState(jnp.asarray(0), params, mean, key, batches(self.design, size).start())
 
+    @on_any_mesh
     def estimate(self, params: PyTree, state: SnapshotState, data: PyTree) -> tuple[PyTree, SnapshotState]:
         """v, a pytree like ``params``, and the next state."""
         state = self._refreshed(params, state, data)
@@ -141,6 +144,7 @@ class SVRG(_Estimator):
         v = self._controlled(difference.weighted_sum(draw.weights), state.mean, params, data)
         return v, state._replace(step=state.step + 1, draws=draws)
 
+    @on_any_mesh
     def law(self, params: PyTree, state: SnapshotState, data: PyTree) -> estimators.Estimate:
         """E v and tr Cov v of the next estimate, exactly, over all batches that the design can draw."""
         snapshot = self._refreshed(params, state, data).snapshot
@@ -178,6 +182,7 @@ class SAGA(_Estimator):
     (2.0, 0.166667)
     """
 
+    @on_any_mesh
     def init(self, key: Array, params: PyTree, data: PyTree) -> TableState:
         """The state before the first estimate: a table of the gradients at ``params``.
 
@@ -190,11 +195,13 @@ class SAGA(_Estimator):
         table = self._rows(params, data)
         return TableState(jnp.asarray(0), table, table.mean(), key, batches(self.design, size).start())
 
+    @on_any_mesh
     def estimate(self, params: PyTree, state: TableState, data: PyTree) -> tuple[PyTree, TableState]:
         """v, a pytree like ``params``, and the next state."""
         difference, weights, after = self._step(params, state, data)
         return self._controlled(difference.weighted_sum(weights), state.mean, params, data), after
 
+    @on_any_mesh
     def law(self, params: PyTree, state: TableState, data: PyTree) -> estimators.Estimate:
         """E v and tr Cov v of the next estimate, exactly, over all batches that the design can draw."""
         return exact(self.design, self._gradients(params, data), state.table)
@@ -243,11 +250,13 @@ class SAG(SAGA):
     0.666667
     """
 
+    @on_any_mesh
     def estimate(self, params: PyTree, state: TableState, data: PyTree) -> tuple[PyTree, TableState]:
         """v, a pytree like ``params``, and the next state."""
         _, _, after = self._step(params, state, data)
         return _like(params, after.mean), after
 
+    @on_any_mesh
     def law(self, params: PyTree, state: TableState, data: PyTree) -> estimators.Estimate:
         """E v and tr Cov v of the next estimate, exactly, over all batches that the design can draw."""
         return exact(Inclusion(self.design), self._gradients(params, data), state.table)

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsgd
 from jaxsgd import designs, estimators, moments, variance_reduction
@@ -18,12 +16,6 @@ def equinox_module(folder: Path, _: Any) -> Any:
     import equinox as eqx
 
     return gradients(lambda net, x: net(x)[0], eqx.nn.MLP(2, 1, 3, 1, key=KEY), TWO_BY_TWO)
-
-
-def on_explicit_axes() -> Any:
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
-    batch = jax.device_put(jnp.ones(4), NamedSharding(mesh, PartitionSpec("data")))
-    return jax.jit(lambda batch: gradients(batch=batch).squared_norms())(batch)
 
 
 CASES: list[Case] = [
@@ -109,12 +101,6 @@ CASES: list[Case] = [
         "loss_fn must return a scalar for one example (example: (2,)), got shape (2,); "
         "it is given ONE example, without the batch axis",
         lambda *_: gradients(lambda p, x: p * x, batch=TWO_BY_TWO),
-    ),
-    (
-        ValueError,
-        "arrays under jax.jit must lie on a mesh with automatic axes, as of jax.make_mesh(shape, names, "
-        "axis_types=(AxisType.Auto,) * 1), got (Explicit,)",
-        lambda *_: on_explicit_axes(),
     ),
     (
         ValueError,

@@ -30,9 +30,9 @@ def problem() -> tuple[Any, Any]:
     return loss_fn, params
 
 
-def shared(local: Any, index: int) -> Any:
+def shared(local: Any, index: int, axes: AxisType = AxisType.Auto) -> Any:
     """The data of both processes, of which each gives its own half."""
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(axes,))
     split = NamedSharding(mesh, PartitionSpec("data"))
     mine = slice(index * N // 2, (index + 1) * N // 2)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(split, leaf[mine]), local)
@@ -50,6 +50,12 @@ def measure(index: int, folder: Path) -> None:
     assert not parts.is_fully_addressable
     truth = jaxsgd.gradient_moments(loss_fn, params, jax.numpy.asarray(rows), per_coordinate=True)
     assert_close(jaxsgd.gradient_moments(loss_fn, params, parts, chunk_size=4, per_coordinate=True), truth)
+    explicit = shared(rows, index, AxisType.Explicit)
+    assert_close(jaxsgd.gradient_moments(loss_fn, params, explicit, chunk_size=4, per_coordinate=True), truth)
+    with jax.set_mesh(explicit.sharding.mesh):
+        g = jax.jit(jaxsgd.per_example_gradients(loss_fn))(params, explicit)
+        assert_close(g.total_deviation(), truth.sum_squared_deviations)
+        assert_close(jaxsgd.noise_scale(g).trace_covariance, truth.trace_covariance(ddof=1))
     rows[17, 1] = np.inf
     message = "got inf for example 17 in params"
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Data split over devices: the tests of ``eight_devices``, in a process of their own where the CPU plays eight."""
+"""Data split over devices, on every mesh: tests of ``support``, in a process of their own where the CPU plays eight."""
 
 import os
 import subprocess
@@ -11,20 +11,21 @@ ROOT = Path(__file__).parents[2]
 QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_on_eight_devices(which: str) -> None:
+def on_eight_devices(tests: str, which: str) -> None:
+    """Run a file of tests of ``support``, the slow ones or the others."""
     flags = f"--xla_force_host_platform_device_count=8 {QUICKLY_COMPILED}"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        which,
-        str(ROOT / "tests" / "support" / "eight_devices.py"),
-    ]
+    path = str(ROOT / "tests" / "support" / tests)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, path]
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_data_are_split(which: str) -> None:
+    on_eight_devices("eight_devices.py", which)
+
+
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_every_function_on_every_mesh(which: str) -> None:
+    on_eight_devices("mesh_matrix.py", which)
