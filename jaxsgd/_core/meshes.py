@@ -49,7 +49,7 @@ def on_any_mesh(function: Callable[P, R], *, per_example: bool = False) -> Calla
 
         arrays = [leaves[i] for i in places]
         if any(isinstance(array, jax.core.Tracer) for array in (*arrays, jnp.zeros(()))):
-            layouts = _Layouts(explicit[-1], known, arrays if per_example else ())
+            layouts = _Layouts(explicit[-1].abstract_mesh, known, arrays if per_example else ())
             return _transformed(of_arrays, arrays, layouts)
         return _at_once(of_arrays, arrays)
 
@@ -84,10 +84,10 @@ def _transformed(function: Callable[..., R], arrays: Sequence[jax.Array], layout
         return {i: leaf for i, leaf in enumerate(jax.tree.leaves(result)) if isinstance(leaf, jax.Array)}
 
     whole = layouts.named(WHOLE)
-    jax.eval_shape(jax.sharding.auto_axes(arrays_of, out_sharding=whole), *arrays)
+    jax.eval_shape(layouts.automatic(arrays_of, whole), *arrays)
     of_all = layouts.of(result)
     out_sharding = {i: of_all[i] for i, leaf in enumerate(jax.tree.leaves(result)) if isinstance(leaf, jax.Array)}
-    found = jax.sharding.auto_axes(arrays_of, out_sharding=out_sharding)(*arrays)
+    found = layouts.automatic(arrays_of, out_sharding)(*arrays)
     leaves, structure = jax.tree.flatten(result)
     return jax.tree.unflatten(structure, (dict(enumerate(leaves)) | found).values())
 
@@ -104,6 +104,12 @@ class _Layouts:
         }
         split = [(array.shape[0], jax.typeof(array).sharding.spec[0]) for array in of_examples if array.ndim]
         self._examples = {count: axes for count, axes in reversed(split) if axes is not None}
+
+    def automatic(self, function: Callable[..., Any], out_sharding: Any) -> Callable[..., Any]:
+        """The function with automatic axes inside in place of the explicit ones."""
+        kinds = zip(self._mesh.axis_names, self._mesh.axis_types, strict=True)
+        explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+        return jax.sharding.auto_axes(function, axes=explicit, out_sharding=out_sharding)
 
     def named(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(self._mesh, spec)

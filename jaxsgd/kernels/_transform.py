@@ -74,8 +74,10 @@ def _examples_within(memory_limit: int, loss_fn: Loss, params: PyTree, batch: Py
     """Of how many examples at a time the factored gradients take no more than the limit."""
 
     def bytes_kept(size: int) -> int:
-        some = jax.eval_shape(lambda batch: jax.tree.map(lambda leaf: leaf[:size], batch), batch)
-        kept = jax.eval_shape(partial(trace_batch, loss_fn), params, some)
+        def of_some(params: PyTree, batch: PyTree) -> PerExampleGradients:
+            return trace_batch(loss_fn, params, jax.tree.map(lambda leaf: leaf[:size], batch))
+
+        kept = jax.eval_shape(of_some, params, batch)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
     of_all = bytes_kept(count)

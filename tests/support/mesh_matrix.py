@@ -268,4 +268,59 @@ def test_the_mesh_changes_nothing(name: str, setting: Setting) -> None:
     found = numbers(call(name, setting))
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.nanmax(np.abs(b), initial=0))
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.nanmax(np.abs(b), initial=1e-16))
+
+
+@pytest.mark.parametrize("manual", [{"data", "model"}, pytest.param({"data"}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("axes", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)])
+def test_inside_shard_map_each_device_has_its_own_examples(axes: AxisType, manual: set[str]) -> None:
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axes,) * 2)
+
+    def of_part(params: Any, data: Any) -> Any:
+        g = gradients(params, data)
+        return g.squared_norms(), jax.tree.map(lambda leaf: jax.lax.pmean(leaf, "data"), g.mean())
+
+    mapped = jax.shard_map(of_part, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P("data"), P()), axis_names=manual)
+    data = jax.device_put(DATA, NamedSharding(mesh, P("data")))
+    found = numbers(jax.jit(mapped)(jax.device_put(PARAMS, NamedSharding(mesh, P())), data))
+    g = gradients(PARAMS, DATA)
+    for a, b in zip(found, numbers((g.squared_norms(), g.mean())), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_number_of_examples_that_the_devices_do_not_divide(jitted: bool) -> None:
+    """Such a batch cannot be split, as JAX says; whole on every device it is as good as any."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    odd = jax.tree.map(lambda leaf: np.asarray(leaf)[:23], DATA)
+    with pytest.raises(ValueError, match="does not evenly divide the dimension size 23"):
+        jax.device_put(odd, NamedSharding(mesh, P("data")))
+    params = jax.device_put(PARAMS, NamedSharding(mesh, P()))
+
+    def deviations(params: Any, data: Any) -> Any:
+        return gradients(params, data).squared_deviations()
+
+    found = (jax.jit(deviations) if jitted else deviations)(params, jax.tree.map(jnp.asarray, odd))
+    np.testing.assert_allclose(found, deviations(PARAMS, odd), rtol=1e-9)
+
+
+def test_new_parameters_lie_as_the_old_ones() -> None:
+    """So that a loop over steps can carry them; and what has examples along its first axis stays divided."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    params = jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, SPECS["tensor"](leaf))), PARAMS)
+    data = jax.device_put(DATA, NamedSharding(mesh, P("data")))
+    estimator = variance_reduction.SVRG(loss_fn, designs.WithReplacement(4), refresh_every=2)
+
+    def advance(carry: Any, _: Any) -> Any:
+        params, state = carry
+        gradient, state = estimator.estimate(params, state, data)
+        return (jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), state), None
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        (params, _), _ = jax.lax.scan(advance, (params, estimator.init(KEY, params, data)), None, length=3)
+        return params, gradients(params, data).squared_norms()
+
+    found, norms = run(params)
+    assert jax.tree.map(lambda leaf: leaf.sharding, found) == jax.tree.map(lambda leaf: leaf.sharding, params)
+    assert norms.sharding.spec == P("data")

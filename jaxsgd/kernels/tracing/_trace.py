@@ -64,7 +64,7 @@ def _built(recipe: Recipe, arrays: list[Any], count: int) -> Factor:
     """The factor of ``count`` examples; where the gradients are smaller than their factors, the gradients."""
     if recipe.kind is not OuterProducts or not recipe.values:
         return jax.vmap(recipe.build, axis_size=count)(*arrays)
-    one = jax.eval_shape(recipe.build, *(jax.eval_shape(lambda array: array[0], array) for array in arrays))
+    one = jax.eval_shape(lambda arrays: recipe.build(*(array[0] for array in arrays)), arrays)
     (b, t, i), o = one.left.shape, one.right.shape[2]
     if t == 1 or t * (i + o) < i * o:
         return jax.vmap(recipe.build)(*arrays)
@@ -81,15 +81,10 @@ def _built(recipe: Recipe, arrays: list[Any], count: int) -> Factor:
 
 
 def _plan(loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree) -> tuple[Any, list[Recipe]]:
-    arguments = jax.eval_shape(
-        lambda p, b: (
-            jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), p),  # no weak types
-            jax.tree.map(lambda leaf: leaf[0], b),
-        ),
-        params,
-        batch,
-    )
-    graph = trace(jax.value_and_grad(loss_fn), *arguments)
+    # Values in place of shapes: where only some axes of a mesh are manual, shapes alone are not enough for JAX.
+    strong = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), params)  # no weak types
+    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    graph = trace(jax.value_and_grad(loss_fn), strong, first)
     return graph, [find(value) for value in graph.outputs[1:]]
 
 
