@@ -323,3 +323,26 @@ def test_a_parquet_file_is_read_by_threads_workers_and_forks(tmp_path):
     command = [sys.executable, "-c", FORKS, str(tmp_path / "data.parquet")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout.split() == ["same"] * 4, result.stderr
+
+
+def test_batches_pass_through_what_shows_progress() -> None:
+    """An object with a length that wraps the iterator of batches, as progress bars do."""
+
+    class Bar:
+        def __init__(self, batches, total: int) -> None:
+            self.batches, self.total, self.shown = batches, total, 0
+
+        def __len__(self) -> int:
+            return self.total
+
+        def __iter__(self):
+            for batch in self.batches:
+                self.shown += 1
+                yield batch
+
+    bar = Bar(sources.batches(ARRAYS, 3), 3)
+    found = jaxsgd.gradient_moments(loss_fn, jnp.ones(3), bar)
+    assert bar.shown == 3
+    truth = jaxsgd.gradient_moments(loss_fn, jnp.ones(3), ARRAYS)
+    assert int(found.count) == N
+    assert_close(found.mean, truth.mean, atol=1e-12)
