@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsgd._core import validate
 from jaxsgd._core.meshes import on_any_mesh
+from jaxsgd._core.rational import quotient
 from jaxsgd._core.sums import accumulated, accumulation_dtype, chunked, squared_norm
 from jaxsgd.kernels import Loss
 
@@ -184,7 +185,7 @@ def _random_sign_moments(
 
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(terms, jnp.zeros((), int)))
     (mean, squares), _ = jax.lax.scan(add, (zeros, zeros), jnp.arange(num_draws))
-    errors = jax.tree.map(lambda s: jnp.sqrt(s / (num_draws * (num_draws - 1))), squares)
+    errors = jax.tree.map(lambda s: jnp.sqrt(s * quotient(1, num_draws * (num_draws - 1))), squares)
     return RandomSignMoments(
         weighted_gradient(jnp.full(count, 1 / count, dtype)), mean[0], errors[0], mean[1], errors[1], num_draws
     )

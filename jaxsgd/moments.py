@@ -304,17 +304,21 @@ def _united(running: _Running) -> GradientMoments:
 
 
 def _of(g: kernels.PerExampleGradients, per_coordinate: bool) -> GradientMoments:
-    losses = g.losses()
+    losses, mean, deviation = g.losses(), g.mean(), g.total_deviation()
+    lost = sums.squared_norm(mean) * g.count > _MAX_SIGNAL * deviation
     coordinates = jax.tree.map(lambda v: v * g.count, g.variance(ddof=0)) if per_coordinate else None
     return GradientMoments(
         count=jnp.asarray(g.count),
-        mean=g.mean(),
+        mean=jax.lax.cond(lost, g.precise_mean, lambda: mean),
         mean_loss=sums.accumulated(losses).mean(),
         sum_squared_deviations=sums.total([leaf.sum() for leaf in jax.tree.leaves(coordinates)])
         if per_coordinate
-        else g.total_deviation(),
+        else deviation,
         coordinate_sums=coordinates,
     )
+
+
+_MAX_SIGNAL = 2**16  # ‖ḡ‖²/tr Σ, from where on the rounding of a sum of n large numbers would show in merged variances
 
 
 def _empty(

@@ -40,7 +40,8 @@ def principal_directions(g: kernels.PerExampleGradients, *, count: int = 2) -> P
     """The directions along which the gradients of the examples differ most.
 
     With the centered Gram matrix K v = λ v, ‖v‖ = 1, the vector Σ v_i g_i / √λ has norm 1 and is an eigenvector of Σ
-    with eigenvalue λ/N: the entries of v sum to zero, as K has centered rows. No P × P matrix is formed.
+    with eigenvalue λ/N: the entries of v sum to zero, as K has centered rows. No P × P matrix is formed, and of more
+    than 2048 examples no N × N matrix either.
 
     Args:
         g: the gradients of the examples, all at one θ.
@@ -57,19 +58,42 @@ def principal_directions(g: kernels.PerExampleGradients, *, count: int = 2) -> P
     """
     validate.positive_integer(count=count)
     kernels.require_finite(g)
-    gram = centered_gram(g)
-    values, vectors = np.linalg.eigh(devices.on_host(gram).astype(np.float64))
-    rounding = float(np.finfo(gram.dtype).eps) * g.count * max(values[-1], 0.0)
+    dtype = g.losses().dtype
+    values, vectors = _of_gram(g) if g.count <= _MAX_GRAM else _of_products(g, min(count, g.count - 2))
+    rounding = float(np.finfo(dtype).eps) * min(g.count, _MAX_GRAM) * max(values[-1], 0.0)
     rank = int(np.sum(values > rounding))
     if count > rank:
         raise ValueError(f"count must be at most {rank}, the rank of the gradients' covariance, got {count}")
     variances, vectors = values[: -count - 1 : -1] / g.count, vectors[:, : -count - 1 : -1]
     weights = (vectors - vectors.mean(axis=0)) / np.sqrt(variances * g.count)
-    rows = [g.weighted_sum(jnp.asarray(column, gram.dtype)) for column in weights.T]
+    rows = [g.weighted_sum(jnp.asarray(column, dtype)) for column in weights.T]
     return PrincipalDirections(
         directions=jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows),
-        variances=jnp.asarray(variances, gram.dtype),
+        variances=jnp.asarray(variances, dtype),
     )
+
+
+def _of_gram(g: kernels.PerExampleGradients) -> tuple[Any, Any]:
+    """All eigenvalues of K, ascending, and its eigenvectors."""
+    values, vectors = np.linalg.eigh(devices.on_host(centered_gram(g)).astype(np.float64))
+    return values, vectors
+
+
+def _of_products(g: kernels.PerExampleGradients, count: int) -> tuple[Any, Any]:
+    """The ``count`` largest, from products K v = (⟨g_i − ḡ, Σ v_j g_j⟩)_i by Lanczos' iteration; N · 20 numbers."""
+    from scipy.sparse import linalg  # slow to import, and needed nowhere else
+
+    def product(vector: Any) -> Any:
+        weights = vector.reshape(-1) - vector.mean()
+        return devices.on_host(g.centered_products(g.weighted_sum(jnp.asarray(weights)))).astype(np.float64)
+
+    operator = linalg.LinearOperator((g.count, g.count), matvec=product, dtype=np.float64)
+    tolerance = 4 * float(np.finfo(g.losses().dtype).eps)
+    values, vectors = linalg.eigsh(operator, count, v0=np.cos(np.arange(g.count)), tol=tolerance)
+    return values, vectors
+
+
+_MAX_GRAM = 2048  # examples, whose Gram matrix is formed and decomposed
 
 
 @on_any_mesh

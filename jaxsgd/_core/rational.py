@@ -42,6 +42,15 @@ def reciprocals(numbers: Numbers) -> Numbers:
     return np.where(positive, 1 / np.where(positive, numbers, 1 + 0 * numbers), 0 * numbers)
 
 
+def quotient(numerator: int | Fraction, denominator: int | Fraction) -> float:
+    """The float next to a quotient: for compiled code, which takes no integer of Python's beyond 2³¹ without x64.
+
+    A coefficient is put together from integers and fractions of any size, in which nothing is rounded or cancels, and
+    is rounded once, here.
+    """
+    return float(Fraction(numerator) / denominator)
+
+
 def prod(numbers: Iterable[Fraction]) -> Fraction:
     """The product of rational numbers."""
     return math.prod(numbers, start=Fraction(1))

@@ -52,7 +52,7 @@ def critical_batch_size(
     if population_size is None:
         return B / relative_noise
     validate.positive_integer(population_size=population_size)
-    return population_size / (1 + relative_noise * (population_size - 1) / B)
+    return float(population_size) / (1 + relative_noise * float(population_size - 1) / B)
 
 
 class RelativeCost(NamedTuple):
@@ -100,7 +100,7 @@ def adascale_gain(noise_scale: Any, scale: Any, *, base_batch_size: int = 1) -> 
     272.0
     """
     validate.positive_integer(base_batch_size=base_batch_size)
-    relative = _noise_scale(noise_scale) / base_batch_size
+    relative = _noise_scale(noise_scale) / float(base_batch_size)
     S = jnp.asarray(scale, relative.dtype)
     return jnp.where(jnp.isinf(relative), S, (relative + 1) / (relative / S + 1))
 

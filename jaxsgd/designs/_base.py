@@ -61,6 +61,13 @@ class SamplingDesign(ABC):
         mean = np.asarray(mean, dtype=np.float64)
         return np.full(population_size, mean) if mean.ndim == 0 else mean
 
+    def squared_norm_of_mean(self, population_size: int) -> float:
+        """‖E w‖²; of a design that treats all examples alike, from one number, whatever the size of the population."""
+        self._check(population_size)
+        mean = np.asarray(self._mean(population_size))
+        squares = population_size * mean[()] ** 2 if mean.ndim == 0 else np.sum(mean**2)
+        return float(squares * self.scale_factor(population_size) ** 2)
+
     def weight_covariance(self, population_size: int) -> Covariance:
         """Cov w in structured form; rational where the law's numbers are."""
         self._check(population_size)

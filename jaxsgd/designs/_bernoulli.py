@@ -24,6 +24,8 @@ from jaxsgd.designs._poisson import (
     check_options,
 )
 
+_SERIES_FROM = 1e8  # expected examples, of which the next term of the series would be 10⁻²⁴
+
 
 @dataclass(frozen=True, repr=False)
 class Bernoulli(IndependentExamples):
@@ -60,7 +62,10 @@ class Bernoulli(IndependentExamples):
     def empty_probability(self, population_size: int) -> Number:
         """The probability (1−p)^N that no example is drawn."""
         self._check_size(population_size)
-        return (1 - self._number(population_size)) ** population_size
+        p = self._number(population_size)
+        if isinstance(p, Fraction) or p == 1:
+            return (1 - p) ** population_size
+        return math.exp(population_size * math.log1p(-p))  # in which 1 − p is not rounded
 
     def expected_reciprocal_size(self, population_size: int) -> Number:
         """E[1/m | m > 0]; rounded where N exceeds a thousand."""
@@ -73,9 +78,13 @@ class Bernoulli(IndependentExamples):
         if isinstance(p, Fraction):
             terms = (math.comb(N, m) * p**m * (1 - p) ** (N - m) * Fraction(N - m, m * N) for m in range(1, N))
             return sum(terms, Fraction(0)) / counted
+        mean, spread = p * N, math.sqrt(p * N * (1 - p))
+        if mean > _SERIES_FROM:  # E[1/m] = (1/μ) Σ (−1)^k E(m − μ)^k/μ^k, and 1/μ − 1/N = (1 − p)/μ
+            return (1 - p) / mean * (1 + 1 / mean + (3 * (1 - p) - (1 - 2 * p)) / mean**2)
         from scipy import stats  # slow to import, and needed nowhere else
 
-        m = np.arange(1, N)
+        reach = 15 * spread + 100  # beyond which no size has a probability of 10⁻⁴⁰
+        m = np.arange(max(1, int(mean - reach)), min(N - 1, int(mean + reach)) + 1)
         return float(np.sum(stats.binom.pmf(m, N, p) * (N - m) / (m * float(N)))) / counted
 
     def _number(self, population_size: int) -> Number:

@@ -102,8 +102,10 @@ class Reshuffling(WithinPopulation):
 
     def _chances(self, population_size: int) -> list[tuple[int, Fraction]]:
         """The sizes that a batch can have, with their probabilities."""
-        sizes = self.batch_sizes(population_size)
-        return [(m, Fraction(sizes.count(m), len(sizes))) for m in dict.fromkeys(sizes)]
+        self._check(population_size)
+        full, rest = divmod(population_size, self.batch_size)
+        short = int(rest > 0 and not self.drop_last)
+        return [(self.batch_size, Fraction(full, full + short))] + [(rest, Fraction(1, full + short))] * short
 
     def _covariance(self, population_size: int) -> ExchangeableCovariance:
         factor = sum((p * variance_factor(population_size, m) for m, p in self._chances(population_size)), Fraction(0))

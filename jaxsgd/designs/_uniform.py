@@ -29,6 +29,7 @@ from jaxsgd.designs._base import (
 )
 from jaxsgd.designs._covariance import ExchangeableCovariance
 
+_MAX_TERMS = 1_000_000  # that are summed one by one
 _MAX_RATIONAL_TERMS = 10_000  # beyond, sums of powers are rounded rather than numbers of millions of digits
 
 
@@ -183,7 +184,7 @@ class DistinctUnits(FixedSizeDesign):
         N, M = population_size, self.batch_size
         if N * M <= _MAX_RATIONAL_TERMS:
             return Fraction(sum(j ** (M - 1) for j in range(1, N)), N**M)
-        return float(np.sum((np.arange(1, N) / N) ** (M - 1)) / N)
+        return mean_power_below_one(N, M - 1)
 
     def _draw(self, key: Array, population_size: int) -> Float[Array, " n"]:
         drawn = jax.random.randint(key, (self.batch_size,), 0, population_size)
@@ -229,6 +230,23 @@ def shares(indices: Int[Array, " m"], population_size: int) -> Float[Array, " n"
     """How often each example was drawn, divided by the number of draws."""
     counts: Any = jnp.zeros(population_size).at[indices].add(1.0)
     return counts / indices.shape[0]
+
+
+def mean_power_below_one(N: int, power: int) -> float:
+    """(1/N) Σ_{j<N} (j/N)^p, to rounding, in an effort that does not grow with N.
+
+    Seen from its last term the sum is one of (1 − d/N)^p ≤ exp(−pd/N), of which those with pd > 40N are no longer seen.
+    Where these are too many, N > 25 000 p, the Euler-Maclaurin formula has 1/(p+1) − 1/(2N) + p/(12N²), or no last term
+    for p = 1, and the next, p³/(720N⁴), is below 10⁻¹⁸ times the first (R. L. Graham, D. E. Knuth, O. Patashnik,
+    *Concrete Mathematics*, 2nd ed., 1994, section 9.5).
+    """
+    if power == 0:
+        return (N - 1) / N
+    if min(N, 40 * N / power) <= _MAX_TERMS:
+        d = np.arange(1, min(N - 1, 40 * N // power + 1) + 1)
+        with np.errstate(divide="ignore"):
+            return float(np.sum(np.exp(power * np.log1p(-d / N))) / N)
+    return 1 / (power + 1) - 1 / (2 * N) + (power / (12 * N**2) if power > 1 else 0.0)
 
 
 def _missed(examples: int, population_size: int, num_draws: int) -> float:

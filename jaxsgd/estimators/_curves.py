@@ -14,17 +14,17 @@ K sum to zero. With replacement A = M/N and B = M(M−1)/N².
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, Float64, Int
 
 from jaxsgd import designs, kernels, moments
 from jaxsgd._core import devices, validate
 from jaxsgd._core.meshes import on_any_mesh
+from jaxsgd._core.sums import LARGEST_BLOCK
+from jaxsgd.estimators._orders import Counts, by_gram, by_sums, squared_mean_errors, sums_over_gram
 
 DesignName = Literal["with_replacement", "without_replacement"]
 
@@ -107,7 +107,8 @@ def monte_carlo_curve(
 
         ‖S_M‖² = ‖S_{M−1}‖² + 2⟨S_{M−1}, g_j − ḡ⟩ + K_jj
 
-    for the M-th example j, and K S_M grows by one row of K: N numbers a step, whatever the number of parameters.
+    for the M-th example j, and K S_M grows by one row of K: N numbers a step, whatever the number of parameters. Of
+    more than 4096 examples no Gram matrix is formed: S_M itself grows by one gradient, P numbers a step.
 
     Args:
         g: the gradients of the whole population.
@@ -123,7 +124,8 @@ def monte_carlo_curve(
         float64 where M close to N matters.
 
     Raises:
-        TypeError, ValueError: as :func:`monte_carlo` and :func:`variance_curve`.
+        TypeError, ValueError: as :func:`monte_carlo` and :func:`variance_curve`; if B·N numbers are more than memory
+            holds.
     """
     validate.random_key(key=key)
     validate.at_least(2, num_draws=num_draws)
@@ -131,22 +133,21 @@ def monte_carlo_curve(
     validate.one_of(tuple(_FULL_SIZE_DESIGNS), design=design)
     kernels.require_finite(g)
     sizes = _batch_sizes(batch_sizes, g.count)
-    gram = kernels.centered_gram(g)
-    law = _FULL_SIZE_DESIGNS[design](g.count)
-    squared_sums, counts = [], np.zeros((g.count, g.count))
+    law, few = _FULL_SIZE_DESIGNS[design](g.count), g.count <= LARGEST_BLOCK
+    by_order = by_gram(law, g, key) if few else by_sums(law, g, key)
+    squared_sums, counts = [], Counts(sizes, g.count)
     for start in progress(range(0, num_draws, chunk_size)):
-        draws = jnp.arange(start, min(start + chunk_size, num_draws))
-        orders, chunk = _prefix_squared_norms(law, gram, key, draws)
+        orders, chunk = by_order(jnp.arange(start, min(start + chunk_size, num_draws)))
         squared_sums.append(devices.on_host(chunk).astype(np.float64)[:, sizes - 1])
-        np.add.at(counts, (np.arange(g.count), devices.on_host(orders)), 1)
+        counts.add(devices.on_host(orders))
     squared_errors = np.concatenate(squared_sums) / sizes.astype(np.float64) ** 2
-    mean_weights = np.cumsum(counts, axis=0)[sizes - 1] / (num_draws * sizes[:, None])
+    deviations = counts.of_each_size() / (num_draws * sizes[:, None]) - 1 / g.count
     return VarianceCurve(
         design=design,
         batch_sizes=sizes,
         variance=squared_errors.mean(axis=0),
         standard_error=squared_errors.std(axis=0, ddof=1) / num_draws**0.5,
-        squared_mean_error=_quadratic_forms(mean_weights, devices.on_host(gram).astype(np.float64)),
+        squared_mean_error=squared_mean_errors(g, deviations),
         num_draws=num_draws,
     )
 
@@ -206,16 +207,16 @@ def squared_error_law(
     It is that of a sum drawn from a finite population, from three sums over the centered Gram matrix.
 
     Args:
-        g: the gradients of the whole population; their N × N Gram matrix is formed.
+        g: the gradients of the whole population. Of more than 4096, no Gram matrix is formed: what is summed over its
+            N² entries is then found from P × P products, or a few rows at a time.
         batch_sizes: which M in 1..N; all of them by default.
         design: "without_replacement" or "with_replacement".
     """
     validate.one_of(tuple(_FULL_SIZE_DESIGNS), design=design)
     kernels.require_finite(g)
     sizes = _batch_sizes(batch_sizes, g.count)
-    gram = devices.on_host(kernels.centered_gram(g)).astype(np.float64)
-    N, M, diagonal = float(g.count), sizes.astype(np.float64), np.diagonal(gram)
-    trace, quartic, frobenius = diagonal.sum(), np.sum(diagonal**2), np.sum(gram**2)
+    N, M = float(g.count), sizes.astype(np.float64)
+    trace, quartic, frobenius = sums_over_gram(g)
     if design == "with_replacement":
         A, B = M / N, M * (M - 1) / N**2
     elif g.count < 4:  # a batch or its complement is one example
@@ -249,28 +250,3 @@ def _factors(design: str, population_size: int, sizes: Int[np.ndarray, " b"]) ->
     if design == "with_replacement":
         return 1 / sizes
     return (population_size - sizes) / (sizes * max(population_size - 1, 1))
-
-
-@partial(jax.jit, static_argnums=0)
-def _prefix_squared_norms(
-    law: Any, gram: Float[Array, "n n"], key: Array, draws: Int[Array, " r"]
-) -> tuple[Int[Array, "r n"], Float[Array, "r n"]]:
-    """For every draw, an order of N examples and ‖S_M‖², the squared norms of its centered prefix sums."""
-
-    def one_order(r: Int[Array, ""]) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-        order = law.indices(jax.random.fold_in(key, r), gram.shape[0])
-
-        def extend(carry: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], Array]:
-            products, squared = carry
-            squared = squared + 2 * products[j] + gram[j, j]
-            return (products + gram[j], squared), squared
-
-        start = (jnp.zeros_like(gram[0]), jnp.zeros((), gram.dtype))
-        return order, jax.lax.scan(extend, start, order)[1]
-
-    return jax.lax.map(one_order, draws)
-
-
-def _quadratic_forms(rows: Float64[np.ndarray, "b n"], gram: Float64[np.ndarray, "n n"]) -> Float64[np.ndarray, " b"]:
-    """wᵀ K w for every row w."""
-    return np.einsum("bn,bn->b", rows @ gram, rows)

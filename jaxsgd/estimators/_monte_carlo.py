@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from jaxsgd import designs, kernels
 from jaxsgd._core import sums, validate
 from jaxsgd._core.meshes import on_any_mesh
+from jaxsgd._core.rational import quotient
 from jaxsgd.estimators._contraction import squared_errors
 from jaxsgd.estimators._exact import Estimate
 
@@ -109,11 +110,11 @@ def merge(first: Estimate, second: Estimate) -> Estimate:
     )
     change = second.mean_squared_error - first.mean_squared_error
     squares = (a - 1) * first.variance + (b - 1) * second.variance + distance * (a * b / count)
-    spread = sum(e.num_draws * (e.num_draws - 1) * e.standard_error**2 for e in (first, second))
+    spread = sum(float(e.num_draws * (e.num_draws - 1)) * e.standard_error**2 for e in (first, second))
     return Estimate(
         mean=jax.tree.map(lambda x, y: x + (y - x) * (b / count), first.mean, second.mean),
         variance=squares / (count - 1),
-        standard_error=((spread + change**2 * (a * b / count)) / (count * (count - 1))) ** 0.5,
+        standard_error=((spread + change**2 * (a * b / count)) * quotient(1, count * (count - 1))) ** 0.5,
         num_draws=count,
         mean_squared_error=first.mean_squared_error + change * (b / count),
     )

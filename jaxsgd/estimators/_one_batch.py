@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxsgd import kernels
 from jaxsgd._core import devices, validate
 from jaxsgd._core.meshes import on_any_mesh
+from jaxsgd._core.rational import quotient
 
 
 @on_any_mesh
@@ -38,7 +39,7 @@ def with_replacement_variance(g_batch: kernels.PerExampleGradients) -> Float[Arr
     5.25
     """
     _at_least_two(g_batch)
-    return g_batch.total_deviation() / (g_batch.count * (g_batch.count - 1))
+    return g_batch.total_deviation() * quotient(1, g_batch.count * (g_batch.count - 1))
 
 
 @on_any_mesh

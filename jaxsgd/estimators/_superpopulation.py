@@ -56,7 +56,7 @@ def population_factors(design: designs.Design, population_size: int) -> Populati
 
     Args:
         design: a law on w for a data set of N.
-        population_size: N, the size of the data set.
+        population_size: N, the size of the data set; for designs that treat all examples alike, as large as you like.
 
     Raises:
         TypeError, ValueError: if the design is not one for N examples.
@@ -70,11 +70,15 @@ def population_factors(design: designs.Design, population_size: int) -> Populati
     >>> population_factors(designs.WithReplacement(batch_size=2), 4).total
     0.625
     """
-    covariance, mean = design.weight_covariance(population_size), design.mean_weights(population_size)
+    covariance = design.weight_covariance(population_size)
     if isinstance(covariance, designs.ExchangeableCovariance):
         a, c = covariance
         trace, of_mean = population_size * (a - c), population_size * (a - population_size * c)
     else:
         entries = covariance.entries(population_size)
         trace, of_mean = np.trace(entries), entries.sum()
-    return PopulationFactors(float(trace), float(mean @ mean), float(of_mean))
+    if isinstance(design, designs.SamplingDesign):
+        of_data = design.squared_norm_of_mean(population_size)
+    else:
+        of_data = float(np.sum(design.mean_weights(population_size) ** 2))
+    return PopulationFactors(float(trace), of_data, float(of_mean))

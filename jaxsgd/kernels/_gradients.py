@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import validate
+from jaxsgd._core import memory, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.sums import accumulated, accumulation_dtype, total
 from jaxsgd._core.tables import si, table
+from jaxsgd.kernels._centering import first_without_cancellation
 from jaxsgd.kernels._statistic import statistic
-from jaxsgd.kernels.factors import Factor, Flops
+from jaxsgd.kernels.factors import Dense, Factor, Flops
 from jaxsgd.kernels.tracing import loss_and_factors
 
 Loss = Callable[[Any, Any], Any]
@@ -46,6 +47,28 @@ def of_the_same_parameters(g: "PerExampleGradients", other: "PerExampleGradients
     """Raise unless the gradients of another batch, if there are any, have the same parameters."""
     if other is not None and (other.structure, other._shapes()) != (g.structure, g._shapes()):
         raise ValueError("other must hold gradients of the same parameters")
+
+
+def with_memory_for_gram(g: "PerExampleGradients", other: "PerExampleGradients | None" = None) -> None:
+    """Raise if the gradients are of other parameters, or if their products are more than memory holds."""
+    of_the_same_parameters(g, other)
+    n, m = g.count, g.count if other is None else other.count
+    memory.require(
+        f"a Gram matrix of {n} by {m} examples",
+        2 * n * m,  # with what it is put together from
+        g.losses().dtype,
+        "take fewer, as in g.take(slice(1000)), or inner_products with one direction at a time",
+    )
+
+
+def with_memory_for_all(g: "PerExampleGradients") -> None:
+    """Raise if the gradients themselves are more than memory holds."""
+    memory.require(
+        f"{g.count} gradients of {g.num_params} numbers",
+        g.count * g.num_params,
+        g.losses().dtype,
+        "take fewer, as in g.take(slice(1000)), or a statistic that needs none of them whole",
+    )
 
 
 def kept_and_alike(g: "PerExampleGradients", other: "PerExampleGradients", coefficient: Any) -> None:
@@ -96,6 +119,14 @@ class PerExampleGradients:
         """
         return self.structure.unflatten(factor.mean() for factor in self.factors)
 
+    @statistic()
+    def precise_mean(self) -> PyTree:
+        """ḡ to its own rounding, where the sum of n large numbers loses more: from centered gradients.
+
+        That matters where means are subtracted from each other, as in merging moments.
+        """
+        return self.structure.unflatten(factor.precise_mean() for factor in self.factors)
+
     @statistic(per_example=True)
     def squared_norms(self) -> Float[Array, " n"]:
         """‖g_i‖², shape (n,)."""
@@ -111,6 +142,13 @@ class PerExampleGradients:
         """⟨g_i, v⟩, shape (n,), for ``direction`` v, a pytree like ``params``."""
         leaves = jax.tree.leaves(direction)
         return total([factor.inner_products(v) for factor, v in zip(self.factors, leaves, strict=True)])
+
+    @statistic(like_params, per_example=True)
+    def centered_products(self, direction: PyTree) -> Float[Array, " n"]:
+        """⟨g_i − ḡ, v⟩, shape (n,), for ``direction`` v, from centered gradients, so that no digit cancels."""
+        centered = [factor.centered()[0] for factor in self.factors]
+        parts = [factor.inner_products(v) for factor, v in zip(centered, jax.tree.leaves(direction), strict=True)]
+        return total([part - part.mean() for part in parts])
 
     @statistic(one_number_each)
     def weighted_sum(self, weights: Float[Array, " n"]) -> PyTree:
@@ -166,7 +204,7 @@ class PerExampleGradients:
         """Σ (g_i − ḡ)², coordinate by coordinate; the divisor, which is no array, would be compiled anew."""
         return self.structure.unflatten(factor.coordinate_deviations() for factor in self.factors)
 
-    @statistic(of_the_same_parameters, per_example=True)
+    @statistic(with_memory_for_gram, per_example=True)
     def gram(self, other: "PerExampleGradients | None" = None) -> Float[Array, "n m"]:
         """K_ij = ⟨g_i, h_j⟩, shape (n, m), for the gradients h of ``other`` (of the same parameters), or of itself."""
         if other is None:
@@ -175,15 +213,41 @@ class PerExampleGradients:
             return other.gram(self).T
         return total([a.gram(b) for a, b in zip(self.factors, other.factors, strict=True)])
 
+    @statistic(with_memory_for_gram, per_example=True)
+    def centered_gram(self) -> Float[Array, "n n"]:
+        """K_ij = ⟨g_i − ḡ, g_j − ḡ⟩, shape (n, n), from centered gradients, so that no digit cancels.
+
+        The Gram matrix less its means is tried first, where that is less work, then that of centered factors, then that
+        of each g_i − ḡ formed alone; each only if too many digits were lost in the one before.
+        """
+
+        def one_by_one() -> Float[Array, "n n"]:
+            mean = self.precise_mean()
+
+            def products(index: Array) -> Float[Array, " n"]:
+                deviation = jax.tree.map(lambda g, m: g[0] - m, self.take(index[None]).materialize(), mean)
+                return self.inner_products(deviation)
+
+            return jax.lax.map(products, jnp.arange(self.count))
+
+        ways: list[Callable[[], Float[Array, "n n"]]] = [
+            PerExampleGradients(
+                self.example_losses, self.structure, tuple(factor.centered()[0] for factor in self.factors), self.rules
+            )._own_gram
+        ]
+        if not all(isinstance(factor, Dense) for factor in self.factors):
+            ways = [self._own_gram, *ways, one_by_one]
+        return first_without_cancellation(ways)
+
     def _own_gram(self) -> Float[Array, "n n"]:
         """The symmetric Gram matrix: blocks of rows against what is right of them, the rest by reflection."""
         edges = [*range(0, self.count, max(self.count // _GRAM_BLOCKS, _SMALLEST_GRAM_BLOCK)), self.count]
         rows = [self.take(slice(a, b)).gram(self.take(slice(a, None))) for a, b in itertools.pairwise(edges)]
         upper = jnp.concatenate([jnp.pad(row, ((0, 0), (a, 0))) for a, row in zip(edges[:-1], rows, strict=True)])
         first_column = np.repeat(edges[:-1], np.diff(edges))
-        return jnp.where(np.arange(self.count)[None] >= first_column[:, None], upper, upper.T)
+        return jnp.where(jnp.arange(self.count)[None] >= jnp.asarray(first_column)[:, None], upper, upper.T)
 
-    @statistic(per_example=True)
+    @statistic(with_memory_for_all, per_example=True)
     def materialize(self) -> PyTree:
         """All g_i, a pytree like ``params`` with a leading axis of n: n·P numbers."""
         return self.structure.unflatten(factor.materialize() for factor in self.factors)

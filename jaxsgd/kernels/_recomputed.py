@@ -14,15 +14,18 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.sums import accumulated, chunked, squared_norm, varying_like
+from jaxsgd.kernels._centering import first_without_cancellation
 from jaxsgd.kernels._gradients import (
     Loss,
     PerExampleGradients,
     like_params,
-    of_the_same_parameters,
     one_number_each,
     trace_batch,
+    with_memory_for_all,
+    with_memory_for_gram,
 )
 from jaxsgd.kernels._statistic import statistic
+from jaxsgd.kernels.factors import WithSharedPart
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +52,10 @@ class RecomputedGradients(PerExampleGradients):
         return f"{chunk.explain()}\n{how}"
 
     @statistic()
+    def precise_mean(self) -> PyTree:
+        return jax.tree.map(jnp.add, *self._center_and_rest())
+
+    @statistic()
     def mean(self) -> PyTree:
         mean = jnp.full(self.count, 1 / self.count, accumulated(self.example_losses).dtype)
         return self.weighted_sum(mean)
@@ -65,6 +72,12 @@ class RecomputedGradients(PerExampleGradients):
     def inner_products(self, direction: PyTree) -> Float[Array, " n"]:
         return self._map(lambda g: g.inner_products(direction))
 
+    @statistic(like_params, per_example=True)
+    def centered_products(self, direction: PyTree) -> Float[Array, " n"]:
+        center = self.mean()
+        products = self._map(lambda g: _about(g, center).inner_products(direction))
+        return products - products.mean()
+
     @statistic()
     def second_moment(self) -> PyTree:
         return self._sum(lambda g: jax.tree.map(lambda leaf: leaf * (g.count / self.count), g.second_moment()))
@@ -72,10 +85,10 @@ class RecomputedGradients(PerExampleGradients):
     @statistic(per_example=True)
     def squared_deviations(self) -> Float[Array, " n"]:
         """With m the mean of a chunk and δ = m − ḡ, ‖g_i − m‖² + 2⟨g_i − m, δ⟩ + ‖δ‖²."""
-        mean = self.mean()
+        mean = self.precise_mean()
 
         def deviations(g: PerExampleGradients) -> Float[Array, " n"]:
-            delta = jax.tree.map(jnp.subtract, g.mean(), mean)
+            delta = jax.tree.map(jnp.subtract, g.precise_mean(), mean)
             products = g.inner_products(delta)
             return g.squared_deviations() + 2 * (products - products.mean()) + squared_norm(delta)
 
@@ -83,20 +96,21 @@ class RecomputedGradients(PerExampleGradients):
 
     @statistic()
     def total_deviation(self) -> Float[Array, ""]:
-        mean = self.mean()
+        center, rest = self._center_and_rest()
 
         def deviation(g: PerExampleGradients) -> Float[Array, ""]:
-            return g.total_deviation() + g.count * squared_norm(jax.tree.map(jnp.subtract, g.mean(), mean))
+            return g.total_deviation() + g.count * squared_norm(_difference(g.precise_mean(), center, rest))
 
         return self._sum(deviation)
 
     @statistic(one_number_each)
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
-        mean = self.weighted_sum(weights / weights.sum())
+        center, _ = self._center_and_rest()
+        rest = self._sum(lambda g, w: _about(g, center).weighted_sum(w), weights / weights.sum())
 
         def deviation(g: PerExampleGradients, w: Float[Array, " n"]) -> Float[Array, ""]:
             weight = jnp.maximum(w.sum(), jnp.finfo(w.dtype).tiny)  # type: ignore[no-untyped-call]
-            delta = jax.tree.map(jnp.subtract, g.weighted_sum(w / weight), mean)
+            delta = jax.tree.map(jnp.subtract, _about(g, center).weighted_sum(w / weight), rest)
             within = jnp.where(w.sum() > 0, g.weighted_deviation(jnp.where(w.sum() > 0, w, jnp.ones_like(w))), 0.0)
             return within + w.sum().astype(within.dtype) * squared_norm(delta)
 
@@ -108,22 +122,38 @@ class RecomputedGradients(PerExampleGradients):
 
     @statistic()
     def _coordinate_deviations(self) -> PyTree:
-        mean = self.mean()
+        center, rest = self._center_and_rest()
 
         def deviations(g: PerExampleGradients) -> PyTree:
-            return jax.tree.map(
-                lambda variance, m, overall: g.count * (variance + (m - overall) ** 2), g.variance(), g.mean(), mean
-            )
+            delta = _difference(g.precise_mean(), center, rest)
+            return jax.tree.map(lambda variance, d: g.count * (variance + d**2), g.variance(), delta)
 
         return self._sum(deviations)
 
-    @statistic(per_example=True)
+    @statistic(with_memory_for_all, per_example=True)
     def materialize(self) -> PyTree:
         return self._map(lambda g: g.materialize())
 
-    @statistic(of_the_same_parameters, per_example=True)
+    @statistic(with_memory_for_gram, per_example=True)
+    def centered_gram(self) -> Float[Array, "n n"]:
+        center, _ = self._center_and_rest()
+
+        def one_by_one() -> Float[Array, "n n"]:
+            """⟨g_i, g_j − c⟩, of a chunk of i and a chunk of j at a time: its columns are off by one number each."""
+            return self._map(lambda g: self._map(lambda other: _products_with_deviations(g, other, center)).T)
+
+        return first_without_cancellation([self.gram, one_by_one])
+
+    @statistic(with_memory_for_gram, per_example=True)
     def gram(self, other: PerExampleGradients | None = None) -> Float[Array, "n m"]:
         return self._map(lambda g: g.gram(self if other is None else other))
+
+    def _center_and_rest(self) -> tuple[PyTree, PyTree]:
+        """Some c near ḡ, and ḡ − c: each in its own digits, so that their sum has more than one number holds."""
+        center = self.mean()
+        share = 1 / self.count
+        rest = self._sum(lambda g: jax.tree.map(lambda m, c: (g.count * share) * (m - c), g.precise_mean(), center))
+        return center, rest
 
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(leaf.shape for leaf in jax.tree.leaves(self.params))
@@ -152,6 +182,26 @@ class RecomputedGradients(PerExampleGradients):
     def _of_chunk(self, statistic: Callable[..., Any], chunk: tuple[PyTree, tuple[Array, ...]]) -> Any:
         batch, arrays = chunk
         return statistic(trace_batch(self.loss_fn, self.params, batch), *arrays)
+
+
+def _difference(mean: PyTree, center: PyTree, rest: PyTree) -> PyTree:
+    """The mean of a chunk less that of all, c + rest."""
+    return jax.tree.map(lambda m, c, r: (m - c) - r, mean, center, rest)
+
+
+def _about(g: PerExampleGradients, center: PyTree) -> PerExampleGradients:
+    """The gradients g_i − c of a chunk: of these about a center of their own, and what this is off by."""
+    parts = [factor.centered() for factor in g.factors]
+    factors = tuple(
+        WithSharedPart(factor, own - c) for (factor, own), c in zip(parts, jax.tree.leaves(center), strict=True)
+    )
+    return PerExampleGradients(g.example_losses, g.structure, factors, g.rules)
+
+
+def _products_with_deviations(g: PerExampleGradients, other: PerExampleGradients, center: PyTree) -> Array:
+    """⟨h_j, g_i − c⟩ for the gradients h of another chunk, shape (m, n)."""
+    deviations = jax.tree.map(lambda leaf, c: leaf - c[None], g.materialize(), center)
+    return jax.lax.map(other.inner_products, deviations).T
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,12 @@ def _first_not_finite(leaf: Float[Array, "n ..."]) -> tuple[Array, Array]:
 
 @on_any_mesh
 def centered_gram(g: PerExampleGradients) -> Float[Array, "n n"]:
-    """K_ij = ⟨g_i − ḡ, g_j − ḡ⟩, shape (n, n)."""
-    gram = g.gram()
-    rows = gram.mean(axis=1, keepdims=True)
-    return gram - rows - rows.T + rows.mean()
+    """K_ij = ⟨g_i − ḡ, g_j − ḡ⟩, shape (n, n), from centered gradients, so that no digit cancels.
+
+    Raises:
+        ValueError: if n² numbers are more than memory holds, before any is computed.
+    """
+    return g.centered_gram()
 
 
 @on_any_mesh

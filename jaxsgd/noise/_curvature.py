@@ -67,8 +67,8 @@ class HessianNoiseScale:
 
     def _factor(self, batch_size: Any) -> Any:
         """c_M = (N − M)/(M(N − 1)); 0 for a population of one."""
-        N = self.population_size
-        return (N - batch_size) / (batch_size * jnp.maximum(N - 1, 1))
+        N = jnp.asarray(self.population_size, self.noise_curvature.dtype)  # whose products integers may not hold
+        return (N - batch_size) / batch_size / jnp.maximum(N - 1, 1)
 
 
 @on_any_mesh

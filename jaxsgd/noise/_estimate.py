@@ -45,6 +45,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsgd import kernels, moments
 from jaxsgd._core import sums, validate
 from jaxsgd._core.meshes import on_any_mesh
+from jaxsgd._core.rational import quotient
 from jaxsgd.noise import _u_statistics
 
 
@@ -320,18 +321,18 @@ def _jackknife(g: kernels.PerExampleGradients, population_size: int | None) -> t
     """The bias-corrected value and its standard error, from the estimates without each one example.
 
     With d_i = g_i − ĝ and Q = Σ‖d_j‖², the mean without i is ĝ − d_i/(m − 1) and the sum of squares Q − ‖d_i‖² m/(m −
-    1).
+    1). The B̂₋ᵢ differ from B̂ = T/G by 1/m of it, and of many examples no digit would be left in their differences: the
+    changes of T and G are formed, and B̂₋ᵢ − B̂ = (ΔT − B̂ ΔG)/G₋ᵢ from them.
     """
     m, mean = g.count, g.mean()
-    q, products = g.squared_deviations(), g.inner_products(mean)
+    q, products = g.squared_deviations(), g.centered_products(mean)
     share = 0.0 if population_size is None else 1 / population_size
-    squared_mean_norm = sums.squared_norm(mean).astype(q.dtype)
-
-    def ratio(norm: Array, variance: Array, count: int) -> Array:
-        return (1 - share) * variance / (norm - (1 / count - share) * variance)
-
-    norms = squared_mean_norm - 2 * (products - products.mean()) / (m - 1) + q / (m - 1) ** 2
-    without = ratio(norms, (q.sum() - q * m / (m - 1)) / max(m - 2, 1), m - 1)
-    value = m * ratio(squared_mean_norm, q.sum() / (m - 1), m) - (m - 1) * without.mean()
-    variance = (m - 1) * (1 - share * m) * without.var(ddof=0)
-    return value, jnp.sqrt(variance)
+    variance = q.sum() / (m - 1)
+    of_variance = (q - q.mean()) * -quotient(m, (m - 1) * max(m - 2, 1))
+    of_norm = products * (-2 / (m - 1)) + q * quotient(1, (m - 1) ** 2)
+    G = sums.squared_norm(mean).astype(q.dtype) - (1 / m - share) * variance
+    value = (1 - share) * variance / G
+    of_G = of_norm - (1 / (m - 1) - share) * of_variance - quotient(1, m * (m - 1)) * variance
+    changes = ((1 - share) * of_variance - value * of_G) / (G + of_G)
+    spread = (m - 1) * (1 - share * m) * changes.var(ddof=0)
+    return value - (m - 1) * changes.mean(), jnp.sqrt(spread)

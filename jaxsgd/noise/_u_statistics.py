@@ -14,14 +14,16 @@ Math. Stat. 19, 1948; A. J. Lee, *U-Statistics*, 1990).
 """
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels
 from jaxsgd._core import sums
 from jaxsgd._core.meshes import on_any_mesh
+from jaxsgd._core.rational import quotient
 
 MAX_GRAM = 2048
 """From how many examples at most all products of pairs are formed; of more, those of as many chosen at random."""
@@ -60,9 +62,8 @@ def pair_sums(g: kernels.PerExampleGradients) -> PairSums:
 
     and, as the d_i sum to 0, the rows are r_i^K = (m − 2) p_i − (q_i − q̄) and r_i^D = ½ m (q_i − q̄) after the shift.
     """
-    m, mean = g.count, g.mean()
-    products, q = g.inner_products(mean), g.squared_deviations()
-    p = products - products.mean()
+    m, mean = g.count, g.precise_mean()
+    p, q = g.centered_products(mean), g.squared_deviations()
     variance = q.sum() / (m - 1)
     squared_mean_norm = sums.squared_norm(mean).astype(q.dtype)
     spread = q - q.mean()
@@ -73,7 +74,7 @@ def pair_sums(g: kernels.PerExampleGradients) -> PairSums:
     n = some.count
     both = p[chosen][:, None] + p[chosen][None]
     halves = (q[chosen][:, None] + q[chosen][None]) / 2
-    C = some.gram() - squared_mean_norm - both + variance / m  # of mean 0 off the diagonal, as the next two
+    C = _products_of_deviations(some, mean if m > n else None) + variance / m  # of mean 0, as the next two
     pairs = jnp.stack([C + both, halves - variance - C + variance / m])
     different = 1 - jnp.eye(n, dtype=q.dtype)
     pairs = pairs * different[None]
@@ -88,6 +89,17 @@ def pair_sums(g: kernels.PerExampleGradients) -> PairSums:
     )
 
 
+def _products_of_deviations(some: kernels.PerExampleGradients, mean: PyTree | None) -> Float[Array, "n n"]:
+    """⟨g_i − ĝ, g_j − ĝ⟩ of some examples, from those about their own mean, in which no digit cancels, and δ to ĝ."""
+    own = kernels.centered_gram(some)
+    if mean is None:
+        return own
+    delta = jax.tree.map(jnp.subtract, some.precise_mean(), mean)
+    along = some.inner_products(delta)
+    along = along - along.mean()
+    return own + along[:, None] + along[None] + sums.squared_norm(delta).astype(own.dtype)
+
+
 def sample_covariance(pairs: PairSums, population_size: int | None) -> Float[Array, "2 2"]:
     """An unbiased estimate of the covariance of the two means, from the sample itself: E U_A U_B − E U_A · E U_B.
 
@@ -95,13 +107,13 @@ def sample_covariance(pairs: PairSums, population_size: int | None) -> Float[Arr
     2)(N − 3) of which share no example, 4N(N − 1)(N − 2) share one and 2N(N − 1) both. At m = N it is 0.
     """
     m, N = pairs.count, population_size
-    of_all, share_one, share_both = 1 / falling(m, 4), 0.0, 0.0
+    of_all, share_one, share_both = Fraction(1, falling(m, 4)), Fraction(0), Fraction(0)
     if N is not None:
-        of_all = (N - 2) * (N - 3) / (falling(m, 4) * falling(N, 2))
-        share_one = (N - 2) / (falling(m, 3) * falling(N, 2))
-        share_both = 1 / (falling(m, 2) * falling(N, 2))
+        of_all = Fraction((N - 2) * (N - 3), falling(m, 4) * falling(N, 2))
+        share_one = Fraction(N - 2, falling(m, 3) * falling(N, 2))
+        share_both = Fraction(1, falling(m, 2) * falling(N, 2))
     W, once = pairs.shared_both, pairs.shared_one - pairs.shared_both
-    return 2 * W * (of_all - share_both) + 4 * once * (of_all - share_one)
+    return W * float(2 * (of_all - share_both)) + once * float(4 * (of_all - share_one))
 
 
 def jackknife_covariance(pairs: PairSums, population_size: int | None) -> Float[Array, "2 2"]:
@@ -114,8 +126,8 @@ def jackknife_covariance(pairs: PairSums, population_size: int | None) -> Float[
         B. Efron, C. Stein, "The jackknife estimate of variance", Ann. Statist. 9, 1981.
     """
     m = pairs.count
-    share = 0 if population_size is None else m / population_size
-    return 4 * (1 - share) / (m * (m - 1) * (m - 2) ** 2) * pairs.shared_one
+    share = 0 if population_size is None else Fraction(m, population_size)
+    return pairs.shared_one * quotient(4 * (1 - share), m * (m - 1) * (m - 2) ** 2)
 
 
 @on_any_mesh
@@ -127,16 +139,17 @@ def mean_fourth_power(pairs: PairSums) -> tuple[Float[Array, ""], Float[Array, "
     """
     m = pairs.count
     W, once = pairs.shared_both[0, 0], pairs.shared_one[0, 0] - pairs.shared_both[0, 0]
-    share_none = -(2 * W + 4 * once) / falling(m, 4)
-    return pairs.means[0] ** 2 + share_none, once / falling(m, 3) - share_none
+    share_none = -(W * quotient(2, falling(m, 4)) + once * quotient(4, falling(m, 4)))
+    return pairs.means[0] ** 2 + share_none, once * quotient(1, falling(m, 3)) - share_none
 
 
 def batch_covariance(pairs: PairSums, batch_size: int) -> Float[Array, "2 2"]:
     """The exact covariance over batches of M without replacement of the population that the pairs are of."""
     M, N = batch_size, pairs.count
-    both, one, none = (falling(M, k) / falling(N, k) if k <= N else 0.0 for k in (2, 3, 4))
+    both, one, none = (Fraction(falling(M, k), falling(N, k)) if k <= N else Fraction(0) for k in (2, 3, 4))
     W, once = pairs.shared_both, pairs.shared_one - pairs.shared_both
-    return (2 * W * both + 4 * once * one - (2 * W + 4 * once) * none) / falling(M, 2) ** 2
+    once_each, twice = (quotient(4 * (one - none), falling(M, 2) ** 2), quotient(2 * (both - none), falling(M, 2) ** 2))
+    return W * twice + once * once_each
 
 
 def falling(n: int, k: int) -> int:

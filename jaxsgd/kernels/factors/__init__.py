@@ -10,7 +10,8 @@ All are a :class:`Factor`, which has the operations and their formulas.
 
 from jaxsgd.kernels.factors._dense import Dense, dense_one_by_one
 from jaxsgd.kernels.factors._factor import Factor, Flops
-from jaxsgd.kernels.factors._outer_products import Layout, OuterProducts
+from jaxsgd.kernels.factors._layout import Layout
+from jaxsgd.kernels.factors._outer_products import OuterProducts
 from jaxsgd.kernels.factors._rows import Rows, wide
 from jaxsgd.kernels.factors._shared_part import WithSharedPart
 

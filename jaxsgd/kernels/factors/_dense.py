@@ -51,6 +51,11 @@ class Dense(Factor):
             return self.summary[0] / self.count
         return average(self._rows()).reshape(self.shape)
 
+    def centered(self) -> tuple["Dense", Array]:
+        rows = self._rows()
+        mean = average(rows)
+        return Dense((rows - mean[None]).reshape(self.value.shape), self.why), mean.reshape(self.shape)
+
     def squared_norms(self) -> Float[Array, " n"]:
         if self.summary is not None:
             return self.summary[1]
@@ -65,6 +70,7 @@ class Dense(Factor):
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
         rows = self._rows()
         weights = weights.astype(rows.dtype)
+        rows = rows - average(rows)[None]  # the weighted mean is then rounded to the digits of the deviations
         mean = einsum("n,np->p", weights / weights.sum(), rows)
         return einsum("n,np->", weights, (rows - mean[None]) ** 2)
 

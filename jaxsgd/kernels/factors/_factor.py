@@ -60,6 +60,15 @@ class Factor(abc.ABC):
         """ḡ = (1/n) Σ g_i."""
 
     @abc.abstractmethod
+    def centered(self) -> tuple["Factor", Array]:
+        """The gradients g_i − c about some c near ḡ, and c; no digit of the differences is lost where ḡ is large."""
+
+    def precise_mean(self) -> Array:
+        """ḡ to its own rounding: what a sum of n large numbers loses is made up from the centered gradients."""
+        centered, center = self.centered()
+        return center + centered.mean()
+
+    @abc.abstractmethod
     def squared_norms(self) -> Float[Array, " n"]:
         """‖g_i‖²."""
 
@@ -70,7 +79,7 @@ class Factor(abc.ABC):
 
     def squared_deviations(self) -> Float[Array, " n"]:
         """‖g_i − ḡ‖², from centered gradients, so that no digit cancels."""
-        return self.deviations_from(self.mean())
+        return self.deviations_from(self.precise_mean())
 
     def total_deviation(self) -> Float[Array, ""]:
         """Σ ‖g_i − ḡ‖²."""

@@ -46,63 +46,16 @@ where 47 bits are left and fewer would do.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsgd._core.sums import accumulation_dtype, einsum, examples_at_a_time, in_blocks, varying_like
+from jaxsgd._core.sums import accumulation_dtype, einsum, examples_at_a_time, in_blocks, total, varying_like
 from jaxsgd.kernels.factors._dense import Dense
 from jaxsgd.kernels.factors._factor import Factor, Flops
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How an array of shape ``base`` becomes the gradient: steps that move entries or insert zeros, never mix them.
-
-    Squares, norms and inner products can therefore be taken before or after.
-    """
-
-    base: tuple[int, ...]
-    steps: tuple[tuple[str, Any], ...] = ()
-
-    def then(self, name: str, argument: Any) -> "Layout":
-        """This layout with one more step."""
-        return Layout(self.base, (*self.steps, (name, argument)))
-
-    def over(self, length: int) -> "Layout":
-        """This layout under one more leading axis."""
-        return Layout((length, *self.base), (("each", self.steps),) if self.steps else ())
-
-    def __call__(self, array: Array) -> Array:
-        """Lay out one array, of any shape with the size of ``base``."""
-        return _lay_out(self.steps, array.reshape(self.base))
-
-    def adjoint(self, array: Array) -> Array:
-        """Read an array of the gradient's shape back into the shape ``base``."""
-        if not self.steps:
-            return array.reshape(self.base)
-        base = jax.ShapeDtypeStruct(self.base, array.dtype)  # type: ignore[no-untyped-call]
-        (out,) = jax.linear_transpose(self, base)(array)
-        return out
-
-
-def _lay_out(steps: tuple[tuple[str, Any], ...], array: Array) -> Array:
-    for name, argument in steps:
-        match name:
-            case "transpose":
-                array = array.transpose(argument)
-            case "reshape":
-                array = array.reshape(argument)
-            case "reverse":
-                array = jax.lax.rev(array, argument)
-            case "pad":
-                array = jax.lax.pad(array, jnp.zeros((), array.dtype), argument)
-            case "each":
-                array = jax.vmap(partial(_lay_out, argument))(array)
-    return array
+from jaxsgd.kernels.factors._layout import Layout
 
 
 @jax.tree_util.register_dataclass
@@ -179,72 +132,75 @@ class OuterProducts(Factor):
             return products.sum(axis=(1, 2, 3))
         return self._each(lambda block: jnp.sum(block**2))
 
+    def centered(self) -> tuple["OuterProducts", Array]:
+        centered, _, center = self._centered()
+        return OuterProducts(centered.left, centered.right, self.layout), self.layout(center)
+
     def squared_deviations(self) -> Float[Array, " n"]:
-        """‖g_i − ḡ‖², from centered factors, or from the centered i × o matrices where those are less work."""
-        _, t, i, o = self.sizes
-        if 4 * t * (i + o) > i * o and t > 1:
-            left, right = self._arrays()
-            mean = _contract(left, right / self.count)
-            return self._each(lambda block: jnp.sum((block - mean) ** 2))
-        centered, shift = self._centered()
-        products = centered.inner_products(centered.layout(shift))
-        return centered.squared_norms() - 2 * products + jnp.sum(shift**2)
+        """‖g_i − ḡ‖², from centered factors, or from the centered i × o matrices where those are less work.
+
+        The same matrices are formed where the sides vary but their products do not, and centering them is no help.
+        """
+        centered, shift, center = self._centered()
+
+        def formed() -> Float[Array, " n"]:
+            return self._each(lambda block: jnp.sum((block - (center + shift)) ** 2))
+
+        if self._formed_is_less():
+            return formed()
+        norms, products = centered.squared_norms(), centered.inner_products(centered.layout(shift))
+        deviations = norms - 2 * products + jnp.sum(shift**2)
+        lost = norms.sum() > _MAX_CANCELLATION * deviations.sum()
+        return jax.lax.cond(lost, formed, lambda: deviations)
 
     def total_deviation(self) -> Float[Array, ""]:
         """Σ ‖g_i − ḡ‖² = Σ ‖g_i‖² − n‖ḡ‖²; where that loses digits, from the deviations themselves."""
         squares, mean = self.squared_norms().sum(), self.mean()
         smaller = self.count * jnp.sum(mean**2)
-        return _difference(squares, smaller, _CHEAP_CANCELLATION, self._centered_total)
-
-    def _centered_total(self) -> Float[Array, ""]:
-        _, t, i, o = self.sizes
-        if 4 * t * (i + o) > i * o and t > 1:
-            return self.squared_deviations().sum()
-        centered, shift = self._centered()
-        return centered.squared_norms().sum() - self.count * jnp.sum(shift**2)
+        return _difference(squares, smaller, _CHEAP_CANCELLATION, lambda: self.squared_deviations().sum())
 
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
-        left, right = self._arrays()
-        weights = weights.astype(right.dtype)
+        weights = weights.astype(accumulation_dtype(self.left, self.right))
         shares = weights / weights.sum()
-        _, t, i, o = self.sizes
-        if 4 * t * (i + o) > i * o and t > 1:
-            mean = _contract(left, right * shares[:, None, None, None])
-            return jnp.sum(weights * self._each(lambda block: jnp.sum((block - mean) ** 2)))
-        centered, shift = self._balanced()._centered(shares)
+        if self._formed_is_less():
+            _, shift, center = self._centered(shares)
+            return jnp.sum(weights * self._each(lambda block: jnp.sum((block - (center + shift)) ** 2)))
+        centered, shift, _ = self._balanced()._centered(shares)
         return jnp.sum(weights * centered.squared_norms()) - weights.sum() * jnp.sum(shift**2)
 
     def _balanced(self) -> "OuterProducts":
-        """The same products from sides that are equally large in every example.
+        """The same products from sides that are equally large in every example, the left one towards that of the first.
 
         Scales, such as 1/p_i of rare examples, may have made one side huge and the other tiny, and a mean of either
-        would drown the others.
+        would drown the others. Sides of either sign, whose products are alike, would have no mean.
         """
         left, right = self._arrays()
-        a, b = (jnp.sqrt(jnp.max(jnp.abs(side), axis=(1, 2, 3), initial=0, keepdims=True)) for side in (left, right))
+        a, b = (jnp.max(jnp.abs(side), axis=(1, 2, 3), initial=0, keepdims=True) for side in (left, right))
         both = (a > 0) & (b > 0)
-        shift = jnp.where(both, b / jnp.where(a > 0, a, jnp.ones_like(a)), jnp.ones_like(a))
+        shift = jnp.sqrt(jnp.where(both, b / jnp.where(a > 0, a, jnp.ones_like(a)), jnp.ones_like(a)))
+        along_first = jnp.sum(left * left[:1], axis=(1, 2, 3), keepdims=True)
+        shift = jnp.where(along_first < 0, -shift, shift)
         return OuterProducts(left * shift, right / shift, self.layout)
 
-    def _centered(self, shares: Float[Array, " n"] | None = None) -> tuple["OuterProducts", Array]:
-        """h_i = g_i − ĀᵀB̄ as factors of 2t positions, and the mean of h, with means weighted by ``shares`` if given.
+    def _centered(self, shares: Float[Array, " n"] | None = None) -> tuple["OuterProducts", Array, Array]:
+        """h_i = g_i − ĀᵀB̄ as factors of 2t positions, the mean of h, and ĀᵀB̄; means weighted by ``shares`` if given.
 
-        AᵀB − ĀᵀB̄ = (A − Ā)ᵀB + Āᵀ(B − B̄), in which nothing cancels when all g_i are nearly equal.
+        AᵀB − ĀᵀB̄ = (A − Ā)ᵀB + Āᵀ(B − B̄), in which nothing cancels when all g_i are nearly equal, nor in its mean.
         """
         left, right = self._arrays()
         if shares is None:
+            shares = jnp.full(self.count, 1 / self.count, left.dtype)
             mean_left, mean_right = left.mean(axis=0, keepdims=True), right.mean(axis=0, keepdims=True)
-            mean = _contract(left, right / self.count)
         else:
             mean_left, mean_right = (einsum("n,nbti->bti", shares, side)[None] for side in (left, right))
-            mean = _contract(left, right * shares[:, None, None, None])
         constant = jnp.broadcast_to(mean_left, left.shape)
         centered = OuterProducts(
             jnp.concatenate([left - mean_left, constant], axis=2),
             jnp.concatenate([right, right - mean_right], axis=2),
             Layout(self.layout.base),
         )
-        return centered, mean - _contract(mean_left, mean_right)
+        shift = _contract(centered.left, centered.right * shares[:, None, None, None])
+        return centered, shift, _contract(mean_left, mean_right)
 
     def coordinate_deviations(self) -> Array:
         """Σ (g_i − ḡ)², coordinate by coordinate.
@@ -254,21 +210,21 @@ class OuterProducts(Factor):
         Where that loses digits too, the centered gradients are summed one by one.
         """
         left, right = self._arrays()
-        mean = _contract(left, right / self.count)
 
         def one_by_one() -> Array:
-            return self._sum(lambda block: (block - mean) ** 2)
+            _, shift, center = self._centered()
+            return self._sum(lambda block: (block - (center + shift)) ** 2)
 
         def centered() -> Array:
-            squares, shift = self._centered_squares(mean)
+            squares, shift = self._centered_squares()
             return _difference(squares, self.count * shift**2, _MAX_CANCELLATION, one_by_one)
 
         if self.sizes[1] != 1:
             return self.layout(one_by_one())
-        squares = _contract(left**2, right**2)
+        squares, mean = _contract(left**2, right**2), _contract(left, right / self.count)
         return self.layout(_difference(squares, self.count * mean**2, _CHEAP_CANCELLATION, centered))
 
-    def _centered_squares(self, mean: Array) -> tuple[Array, Array]:
+    def _centered_squares(self) -> tuple[Array, Array]:
         """Σh² and the mean of h, for h_i = g_i − āb̄ᵀ = (a_i − ā)b_iᵀ + ā(b_i − b̄)ᵀ and a single position."""
         left, right = self._arrays()
         mean_left, mean_right = left.mean(axis=0, keepdims=True), right.mean(axis=0, keepdims=True)
@@ -276,7 +232,7 @@ class OuterProducts(Factor):
         column = mean_left[0].swapaxes(1, 2)  # ā, shape (b, i, 1)
         squares = _contract(a**2, right**2) + 2 * column * _contract(a, right * b)
         squares += column**2 * jnp.sum(b**2, axis=0)
-        return squares, mean - column * mean_right[0]
+        return squares, self._centered()[1]
 
     def second_moment(self) -> Array:
         """(1/n) Σ g_i², coordinate by coordinate; for one position (A²)ᵀB², one matrix product."""
@@ -293,16 +249,22 @@ class OuterProducts(Factor):
         return jnp.sum(einsum("nbti,bio->nbto", left, blocks) * right, axis=(1, 2, 3))
 
     def gram(self, other: Factor) -> Float[Array, "n m"]:
-        """⟨g_i, h_j⟩; for one position (AA'ᵀ)∘(BB'ᵀ)."""
+        """⟨g_i, h_j⟩; for one position (AA'ᵀ)∘(BB'ᵀ), for two the sum over their pairs."""
         if not isinstance(other, OuterProducts) or other.layout != self.layout or other.sizes[0] != self.sizes[0]:
             return Dense(self.materialize()).gram(other)
         (left, right), (left2, right2) = self._arrays(), other._arrays()
-        if self.sizes[1] == other.sizes[1] == 1:
-            pairs = einsum("nbti,mbti->bnm", left, left2) * einsum("nbto,mbto->bnm", right, right2)
-            return pairs.sum(axis=0)
+        t, s = self.sizes[1], other.sizes[1]
+        if t == s == 1 or (max(t, s) <= 2 and self._pairs_with(other)):
+            return total([self._products(p, other, q) for p in range(t) for q in range(s)])
         if self._pairs_with(other):
             return jax.lax.map(lambda ab: _pair_products(ab[0], ab[1], left2, right2), (left, right))
         return Dense(self.materialize()).gram(other)
+
+    def _products(self, p: int, other: "OuterProducts", q: int) -> Float[Array, "n m"]:
+        """⟨g_i, h_j⟩ for position p of all g_i, and q of all h_j."""
+        (left, right), (left2, right2) = self._arrays(), other._arrays()
+        pairs = einsum("nbi,mbi->bnm", left[:, :, p], left2[:, :, q])
+        return (pairs * einsum("nbo,mbo->bnm", right[:, :, p], right2[:, :, q])).sum(axis=0)
 
     def materialize(self) -> Array:
         left, right = self._arrays()
@@ -311,6 +273,11 @@ class OuterProducts(Factor):
         else:
             blocks = einsum("nbti,nbto->nbio", left, right)
         return jax.vmap(self.layout)(blocks)
+
+    def _formed_is_less(self) -> bool:
+        """Whether forming the i × o matrices is less work than the pairs of 2t positions that centered factors have."""
+        _, t, i, o = self.sizes
+        return 4 * t * (i + o) > i * o and t > 1
 
     def _pairs_are_less(self) -> bool:
         """Whether the t × t Gram matrices of both sides are less work than the i × o matrix."""

@@ -75,6 +75,20 @@ class Rows(Factor):
     def mean(self) -> Array:
         return self._scatter(self.indices, accumulated(self.rows)).reshape(self.shape) / self.count
 
+    def centered(self) -> tuple["Rows", Array]:
+        """Less the mean in the rows that every example has: in all others a mean is no larger than √n deviations."""
+        rows, found = self._distinct()
+        times = self._scatter(self.indices, found[:, :, None].astype(rows.dtype))
+        table = jnp.where(times == self.count, self._mean_table(rows, found, times), 0)
+        indices = jnp.where(found, self.indices, self.num_rows)
+        return Rows(indices, self._from_mean(rows, found, table), self.shape), table.reshape(self.shape)
+
+    def _mean_table(self, rows: Array, found: Array, times: Array) -> Float[Array, "v d"]:
+        """ḡ as a table, with what the sum of n rows, added one by one, has lost to rounding."""
+        mean = self._scatter(self.indices, rows) / self.count
+        left = self._scatter(self.indices, self._from_mean(rows, found, mean)) - (self.count - times) * mean
+        return mean + left / self.count
+
     def squared_norms(self) -> Float[Array, " n"]:
         return jnp.sum(self._distinct()[0] ** 2, axis=(1, 2))
 
@@ -94,12 +108,18 @@ class Rows(Factor):
         return self.coordinate_deviations().sum()
 
     def coordinate_deviations(self) -> Array:
-        """Σ (g_i − ḡ)², in row k from (g_ik − ḡ_k)² where example i has it, and ḡ_k² where it has not."""
-        mean = self.mean().reshape(self.num_rows, -1)
+        """Σ (g_i − ḡ)², in row k from (g_ik − ḡ_k)² where example i has it, and ḡ_k² where it has not.
+
+        The sum for the mean is rounded to its own digits, which are not those of the deviations: what is left of these
+        on the average is taken off at the end.
+        """
         rows, found = self._distinct()
-        here = self._scatter(self.indices, self._from_mean(rows, found, mean) ** 2)
         times = self._scatter(self.indices, found[:, :, None].astype(rows.dtype))
-        return (here + (self.count - times) * mean**2).reshape(self.shape)
+        mean, absent = self._mean_table(rows, found, times), self.count - times
+        deviations = self._from_mean(rows, found, mean)
+        left = (self._scatter(self.indices, deviations) - absent * mean) / self.count
+        here = self._scatter(self.indices, deviations**2)
+        return (here + absent * mean**2 - self.count * left**2).reshape(self.shape)
 
     def _from_mean(self, rows: Array, found: Array, mean: Array) -> Float[Array, "n t d"]:
         """g_ik − ḡ_k for every row k that example i has."""

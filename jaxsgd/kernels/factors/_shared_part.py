@@ -49,6 +49,10 @@ class WithSharedPart(Factor):
     def mean(self) -> Array:
         return self.base.mean() + self._part
 
+    def centered(self) -> tuple[Factor, Array]:
+        centered, center = self.base.centered()
+        return centered, center + self._part
+
     def squared_norms(self) -> Float[Array, " n"]:
         """‖g_i‖² = ‖h_i‖² + 2⟨h_i, s⟩ + ‖s‖²."""
         return self.base.squared_norms() + 2 * self.base.inner_products(self._part) + jnp.sum(self._part**2)
