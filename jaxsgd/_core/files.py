@@ -153,6 +153,8 @@ def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
     try:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, whenever it is written
+            if entry.filename != f"{name}.npy":
+                raise ValueError(f"names of arrays must be such as archives can hold, got {name!r}")
             entry.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(entry, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
@@ -175,10 +177,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array, not an archive of named arrays")
-            arrays = {name: archive[name] for name in archive.files}
+            members = zipfile.ZipFile(file).namelist()
+            arrays = {name.removesuffix(".npy"): archive[name] for name in members}  # by its whole name: w is not w.npy
             count = _members(file)
-        if count not in (len(archive.files), 2**16 - 1):  # or too many for the field, and counted elsewhere
-            raise ValueError(f"it has {len(archive.files)} members, and says that it has {count}")
+        if count not in (len(members), 2**16 - 1):  # or too many for the field, and counted elsewhere
+            raise ValueError(f"it has {len(members)} members, and says that it has {count}")
+        if len(arrays) < len(members):
+            raise ValueError(f"it has {len(members)} members, of which only {len(arrays)} have a name of their own")
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
                 raise ValueError(f"its member {name} is not an array")

@@ -86,7 +86,7 @@ def monte_carlo(
     if checkpoint is None:
         drawn = _draw_all(more, drawn, first_draw + num_draws)
     else:
-        settings = {"design": repr(design), "key": digest(key), "gradients": _digest_of(g, checkpoint)}
+        settings: dict[str, Any] = {"design": repr(design), "key": digest(key), "gradients": _digest_of(g, checkpoint)}
         settings |= {"num_draws": num_draws, "first_draw": first_draw, "chunk_size": chunk_size}
         file = StateFile(checkpoint, settings, checkpoint_every_seconds)
         with shell.interruptible(), file.held():

@@ -59,7 +59,7 @@ def test_the_file_is_flushed_to_the_disk_before_it_is_renamed(tmp_path: Path, mo
         original = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, n=name, f=original: (order.append(n), f(*a))[1])
     files.write_bytes(tmp_path / "x.bin", b"content")
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"], "and so is the folder, which knows the name, after"
 
 
 def test_equal_arrays_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
