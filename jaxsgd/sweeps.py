@@ -86,6 +86,7 @@ def sweep(
     key: Array,
     *,
     settings: Mapping[str, Any] | None = None,
+    version: str | None = None,
     progress: Callable[[Progress], Any] | None = None,
 ) -> Any:
     """Compute ``run(**configuration, key=cell_key)`` for every cell of a grid, or read what is there.
@@ -98,6 +99,7 @@ def sweep(
         key: a JAX random key, from which each cell has its own, the same in every grid.
         settings: everything else that the results depend on, for JSON: cells that were computed with other settings, or
             another key, are not those of this sweep.
+        version: a name for what ``run`` computes, in place of its code: while it stays, an edit computes nothing anew.
         progress: called with a :class:`Progress` at the start and after every cell.
 
     Returns:
@@ -119,7 +121,8 @@ def sweep(
     _check_grid(grid)
     fixed: dict[str, Any] = {"key": hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()[:16]}
     fixed |= {"settings": dict(settings or {})}
-    names, code = list(grid), code_digest(run)
+    names = list(grid)
+    code = code_digest(run) if version is None else hashlib.sha256(version.encode()).hexdigest()[:16]
     configurations = [dict(zip(names, values, strict=True)) for values in itertools.product(*grid.values())]
     cells = [Cell(Path(folder), configuration, fixed, code) for configuration in configurations]
     with shell.interruptible():

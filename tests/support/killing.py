@@ -117,7 +117,7 @@ class Counted(Subject):
         assert count >= self.count, "what was written is lost"
         if how in ASKED:
             made = self.folder / "made"
-            assert not made.exists() or count >= int(made.read_text() or 0), "what was made before it stopped is lost"
+            assert not made.exists() or count >= int(made.read_text() or -1), "what was made before it stopped is lost"
         self.count = count
 
     def check_end(self) -> None:
