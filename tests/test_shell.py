@@ -136,8 +136,10 @@ with shell.interruptible():
 
 
 def test_without_a_signal_nothing_happens() -> None:
-    with pytest.raises(ValueError, match="as it is"), shell.interruptible():
+    with shell.interruptible():
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         shell.stop_if_asked()
+    with pytest.raises(ValueError, match="as it is"), shell.interruptible():
         raise ValueError("as it is")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

@@ -152,9 +152,12 @@ def _draw_all(more: Callable[[_Drawn], _Drawn], drawn: _Drawn, stop: int, file: 
                 if file.is_due():
                     _write(file, drawn)
             shell.stop_if_asked()
-    finally:
+    except KeyboardInterrupt:
         if file is not None and drawn.errors:
             _write(file, drawn)
+        raise
+    if file is not None:
+        _write(file, drawn)
     return drawn
 
 

@@ -162,7 +162,7 @@ def killed(nursery, undisturbed, subject: type[Subject], folder: Path, count: in
             if kills < count:
                 moment = time.monotonic() + generator.uniform(0, seconds)
                 while nursery.poll(pid) is None and time.monotonic() < moment:
-                    time.sleep(0.001)
+                    time.sleep(0.005)
                 if nursery.poll(pid) is None:
                     os.kill(pid, how)
             status = nursery.wait(pid)
