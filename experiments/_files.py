@@ -21,7 +21,10 @@ SUFFIXES = (".png", ".pdf", ".npz", ".json")
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it: a reader sees the old file or the new one."""
+    """Write a file under a temporary name and rename it: a reader sees the old file or the new one.
+
+    Its permissions are those that the umask leaves, and both it and the folder are flushed to the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")  # what a killed run left there is written over
     try:
@@ -34,6 +37,12 @@ def write(path: Path, content: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):  # an interruption may come after the renaming
             temporary.unlink()
         raise
+    with contextlib.suppress(OSError):  # not on every system
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:

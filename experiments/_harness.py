@@ -35,6 +35,7 @@ from tqdm import tqdm
 from experiments import _files
 from experiments._claims import UnconfirmedError, plain
 from experiments._journal import Journal
+from jaxsgd import shell
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -127,7 +128,15 @@ def claim(stem: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run what the command line asks for; the exit status is 0, 1 (claim not confirmed), 2 (bad input) or 130."""
+    """Run what the command line asks for; the exit status is 0, 1 (claim not confirmed), 2 (bad input) or 130.
+
+    SIGTERM and SIGHUP stop it as Ctrl-C does, and end the process as they always do.
+    """
+    with shell.legible(), shell.interruptible():
+        return _obeyed(arguments)
+
+
+def _obeyed(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(listing())
         return 0
@@ -137,21 +146,24 @@ def main(arguments: list[str]) -> int:
         hint = f"; did you mean {close[0]}?" if close else ":"
         print(f"there is no experiment {name!r}{hint} `python -m experiments` lists them", file=sys.stderr)
         return 2
+    if "--out=" in flags or ("--out", "") in itertools.pairwise(flags):
+        print("error: --out must be the name of a folder, got ''", file=sys.stderr)
+        return 2
     return run_group(name, flags) if name in GROUPS else attempt(name, flags)
 
 
 def attempt(stem: str, flags: list[str]) -> int:
     """Run one experiment and print its closing line, or why there is none; the exit status."""
     try:
-        print(run(stem, flags), flush=True)
+        print(shell.printable(run(stem, flags)), flush=True)
     except KeyboardInterrupt:
         print("interrupted; no file was left half-written", file=sys.stderr)
         return 130
     except UnconfirmedError as error:
-        print(f"claim not confirmed, nothing written: {error}", file=sys.stderr)
+        print(f"claim not confirmed, nothing written: {shell.printable(str(error))}", file=sys.stderr)
         return 1
     except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shell.printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

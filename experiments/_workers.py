@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+from jaxsgd import shell
+
 Attempt = Callable[[str, list[str]], int]
 """Runs one experiment with some flags, prints what it found, and returns its exit status."""
 
@@ -16,13 +18,18 @@ def attempts(
 ) -> Iterator[tuple[str, int, str, str]]:
     """Name, exit status, output and errors of every experiment, as they finish.
 
-    Ctrl-C reaches the processes as well: those at work stop, and nothing else is begun.
+    Ctrl-C reaches the processes as well, and other signals are passed on to them: those at work stop, and nothing else
+    is begun.
     """
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interruptions)
     try:
         running = {pool.submit(_captured, attempt, stem, flags): stem for stem in stems}
         for future in as_completed(running):
             yield running[future], *future.result()
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -36,7 +43,7 @@ def _captured(attempt: Attempt, stem: str, flags: list[str]) -> tuple[int, str, 
     output, errors = io.StringIO(), io.StringIO()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        with shell.interruptible(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             status = attempt(stem, flags)
     except KeyboardInterrupt:
         status = 130

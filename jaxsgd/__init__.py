@@ -29,6 +29,7 @@ You ask … → look in …
     what do losses look like around here?                  surfaces
     losses and data to try all this on                     problems
     all of it for my model, from a terminal                report
+    to be stopped by SIGTERM without losing anything       shell
 
 Importing this package changes no configuration of JAX.
 """
@@ -50,6 +51,7 @@ from jaxsgd import (
     noise,
     problems,
     report,
+    shell,
     signal_to_noise,
     sources,
     surfaces,
@@ -96,6 +98,7 @@ __all__ = [
     "per_example_gradients",
     "problems",
     "report",
+    "shell",
     "signal_to_noise",
     "sources",
     "surfaces",

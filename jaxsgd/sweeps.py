@@ -12,6 +12,15 @@ their runs at once. The grid is for what changes shapes, such as the batch size.
 compilation, as calls of ``run_sgd`` do. The key of a cell is ``fold_in`` of the sweep's and of a number made from the
 configuration, so a cell has the same one in every grid.
 
+A cell belongs to the code that computed it: ``run``, the functions and classes of yours that it refers to, and the
+numbers, words, arrays and containers of these in their globals, closures and defaults. After an edit the cells are
+computed anew, which is said in the log, beside those of the code before, which stay and are found again if the edit is
+undone. Comments, docstrings and the code of installed packages are no part of it, nor are files and environment
+variables, nor what objects hold that are neither of these nor of a class of yours: ``settings`` are for that. Bytecode
+is what is compared, so another version of Python computes anew.
+
+Ctrl-C, SIGTERM and SIGHUP stop a sweep (:mod:`jaxsgd.shell`); the cell at work is the only one to be computed again.
+
 Guarantees of :func:`sweep`:
     - killed at any point and run again, the result is the same as that of an uninterrupted sweep, bit for bit.
     - a cell is computed once, by one process.
@@ -32,8 +41,9 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxsgd import training
+from jaxsgd import shell, training
 from jaxsgd._core import devices, files, validate
+from jaxsgd._core.code import code_digest
 
 __all__ = ["Progress", "sweep"]
 
@@ -76,6 +86,7 @@ def sweep(
     key: Array,
     *,
     settings: Mapping[str, Any] | None = None,
+    version: str | None = None,
     progress: Callable[[Progress], Any] | None = None,
 ) -> Any:
     """Compute ``run(**configuration, key=cell_key)`` for every cell of a grid, or read what is there.
@@ -88,6 +99,7 @@ def sweep(
         key: a JAX random key, from which each cell has its own, the same in every grid.
         settings: everything else that the results depend on, for JSON: cells that were computed with other settings, or
             another key, are not those of this sweep.
+        version: a name for what ``run`` computes, in place of its code: while it stays, an edit computes nothing anew.
         progress: called with a :class:`Progress` at the start and after every cell.
 
     Returns:
@@ -110,9 +122,11 @@ def sweep(
     fixed: dict[str, Any] = {"key": hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes()).hexdigest()[:16]}
     fixed |= {"settings": dict(settings or {})}
     names = list(grid)
+    code = code_digest(run) if version is None else hashlib.sha256(version.encode()).hexdigest()[:16]
     configurations = [dict(zip(names, values, strict=True)) for values in itertools.product(*grid.values())]
-    cells = [Cell(Path(folder), configuration, fixed) for configuration in configurations]
-    _compute(run, cells, key, progress or (lambda _: None))
+    cells = [Cell(Path(folder), configuration, fixed, code) for configuration in configurations]
+    with shell.interruptible():
+        _compute(run, cells, key, progress or (lambda _: None))
     return _collected(xarray, grid, [cell.read() for cell in cells])
 
 
@@ -135,11 +149,17 @@ def _check_grid(grid: Any) -> None:
 class Cell:
     """One configuration and its file."""
 
-    def __init__(self, folder: Path, configuration: dict[str, Any], fixed: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, configuration: dict[str, Any], fixed: dict[str, Any], code: str) -> None:
         self.configuration = configuration
         self.settings = {"configuration": configuration, **fixed}
-        name = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:24]
+        self.stem = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:24]
+        self.settings["code"] = code
+        name = f"{self.stem}-{code}"
         self.path, self.lock_path = folder / f"{name}.npz", folder / "locks" / name
+
+    def is_there_of_other_code(self) -> bool:
+        """Whether the code of ``run`` has been edited since the cell was computed, as far as it is computed."""
+        return not self.path.exists() and any(self.path.parent.glob(f"{self.stem}*.npz"))
 
     def is_there(self) -> bool:
         """Whether the cell is computed; a damaged file is not, and is said so."""
@@ -170,6 +190,13 @@ class Cell:
 def _compute(run: Callable[..., Any], cells: list[Cell], key: Array, progress: Callable[[Progress], Any]) -> None:
     """Compute what is not there, and wait for what others compute."""
     missing = [cell for cell in cells if not cell.is_there()]
+    edited = sum(cell.is_there_of_other_code() for cell in missing)
+    if edited:
+        _log.warning(
+            "computing %d of %d cells anew: run, or what it refers to, is not the code that computed those in %s, "
+            "which stay",
+            *(edited, len(cells), cells[0].path.parent),
+        )
     seconds, computed = 0.0, 0
 
     def report() -> None:
@@ -180,6 +207,7 @@ def _compute(run: Callable[..., Any], cells: list[Cell], key: Array, progress: C
     while missing:
         before = len(missing)
         for cell in list(missing):
+            shell.stop_if_asked()
             with cell.locked() as held:
                 if not held:
                     continue

@@ -74,7 +74,7 @@ class JSONLinesWriter(_Closing):
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         with _locked(self._file):  # what another process writes meanwhile would look like a piece of a line
             whole = _length_of_whole_lines(path)
             if whole < path.stat().st_size:

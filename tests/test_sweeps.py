@@ -89,11 +89,32 @@ def test_a_failing_cell_leaves_the_others(tmp_path) -> None:
         return {"value": a}
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        sweeps.sweep(run, GRID, tmp_path, KEY)
+        sweeps.sweep(run, GRID, tmp_path, KEY, version="a")
     assert len(contents(tmp_path)) == 4
     calls: list = []
-    sweeps.sweep(lambda key, a, b: (calls.append(a), {"value": a})[1], GRID, tmp_path, KEY)
-    assert len(calls) == 2
+    mended = lambda key, a, b: (calls.append(a), {"value": a})[1]  # noqa: E731
+    sweeps.sweep(mended, GRID, tmp_path, KEY, version="a")
+    assert len(calls) == 2, "a version is whoever gives it to answer for"
+    sweeps.sweep(mended, GRID, tmp_path, KEY, version="b")
+    assert len(calls) == 8
+
+
+def test_cells_of_edited_code_are_not_read_and_stay(tmp_path, caplog) -> None:
+    """Catches numbers of the code before, under the name of that of today; and a recomputation in silence."""
+
+    def code(power):
+        loss = lambda x: x**power  # noqa: E731 - what the run refers to is edited, not the run
+        return lambda key, a: {"value": loss(a)}
+
+    with caplog.at_level(logging.WARNING):
+        assert sweeps.sweep(code(2), {"a": [3]}, tmp_path, KEY)["value"].item() == 9
+        assert caplog.text == ""
+        assert sweeps.sweep(code(3), {"a": [3, 4]}, tmp_path, KEY)["value"].values.tolist() == [27, 64]
+    assert "computing 1 of 2 cells anew: run, or what it refers to, is not the code" in caplog.text
+    assert len(contents(tmp_path)) == 3
+    caplog.clear()
+    assert sweeps.sweep(code(2), {"a": [3]}, tmp_path, KEY)["value"].item() == 9
+    assert caplog.text == "", "what the edit was undone to is there"
 
 
 def test_progress_tells_the_time_left(tmp_path) -> None:

@@ -1,18 +1,23 @@
 """Result files that are either whole or not there.
 
-A file is written under a temporary name in its own folder, flushed to the disk and renamed: a reader, or a run that is
-killed, sees the old file or the new one, never half of one. What a killed writer left under a temporary name is removed
-by the next that writes the same file. A record is such a file with a checksum of all its bytes and the settings it
-belongs to.
+A file is written under a temporary name in its own folder, flushed to the disk and renamed, and the folder is flushed
+where the system can do that: a reader, or a run that is killed, sees the old file or the new one, never half of one.
+What a killed writer left under a temporary name is removed by the next that writes the same file. A record is such a
+file with a checksum of all its bytes and the settings it belongs to.
+
+A new file may be read and written by whom the umask says, as any other; one that takes the place of another may be by
+whom that one was. Any name is possible that the file system allows, the longest included.
 """
 
 import contextlib
+import errno
 import glob
 import hashlib
 import io
 import json
 import os
-import tempfile
+import secrets
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +27,7 @@ import numpy as np
 
 _SETTINGS = "settings of the record"
 _DIGEST = 64  # hexadecimal digits of SHA-256
+_TEMPORARY = f".{'?' * 16}.tmp"  # the end of a temporary name, with digits in place of the question marks
 _LONGEST_END = 2**16 + 22  # bytes of the record at the end of an archive, with a comment
 
 
@@ -31,26 +37,76 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: naming the file, if the disk is full or the folder cannot be written to; an older file is still there.
     """
+    name = beside(path, _TEMPORARY).name.removesuffix(_TEMPORARY)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix, suffix = f".{path.name}.", ".tmp"
-    for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+    for left in path.parent.glob(glob.escape(name) + _TEMPORARY):
         _remove_if_left_behind(left)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     try:
-        with os.fdopen(handle, "wb") as file:
-            with contextlib.suppress(OSError, ImportError):  # a file system may have no locks
-                _lock(file.fileno())
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # mkstemp's files are private
-            os.replace(name, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):  # an interruption may come after the renaming
-            os.unlink(name)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)
+        handle, temporary = _created(path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                with contextlib.suppress(FileNotFoundError):
+                    os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):  # an interruption may come after the renaming
+                temporary.unlink()
+            raise
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)  # whatever it was called meanwhile
+            del error.filename2
         raise
+    _flush_folder(path.parent)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A hidden file that belongs to another, ``.NAME`` with an ending; of a long name, by a hash of it.
+
+    Raises:
+        OSError: naming the file, if its own name is longer than the file system allows.
+    """
+    limit = _longest_name(path.parent)
+    if len(os.fsencode(path.name)) > limit:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
+    name = f".{path.name}{ending}"
+    if len(os.fsencode(name)) > limit:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{ending}"
+    return path.with_name(name)
+
+
+def _longest_name(folder: Path) -> int:
+    """How many bytes a name may have in a folder, which need not be there yet."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        return os.pathconf(there, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return 255
+
+
+def _created(path: Path) -> tuple[int, Path]:
+    """A new file beside another, open and locked, that others may read and write as the umask allows."""
+    while True:
+        temporary = beside(path, f".{secrets.token_hex(8)}.tmp")
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        with contextlib.suppress(OSError, ImportError):  # a file system may have no locks
+            _lock(handle)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # another writer took it for one that was left behind, before it was locked
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the disk store which files a folder holds, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -61,7 +117,7 @@ def locked(path: Path) -> Iterator[bool]:
     Where the system has no such locks, nobody is kept out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             held = _lock(handle)
@@ -97,6 +153,8 @@ def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
     try:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, whenever it is written
+            if entry.filename != f"{name}.npy":
+                raise ValueError(f"names of arrays must be such as archives can hold, got {name!r}")
             entry.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(entry, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
@@ -119,10 +177,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array, not an archive of named arrays")
-            arrays = {name: archive[name] for name in archive.files}
+            members = zipfile.ZipFile(file).namelist()
+            arrays = {name.removesuffix(".npy"): archive[name] for name in members}  # by its whole name: w is not w.npy
             count = _members(file)
-        if count not in (len(archive.files), 2**16 - 1):  # or too many for the field, and counted elsewhere
-            raise ValueError(f"it has {len(archive.files)} members, and says that it has {count}")
+        if count not in (len(members), 2**16 - 1):  # or too many for the field, and counted elsewhere
+            raise ValueError(f"it has {len(members)} members, and says that it has {count}")
+        if len(arrays) < len(members):
+            raise ValueError(f"it has {len(members)} members, of which only {len(arrays)} have a name of their own")
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
                 raise ValueError(f"its member {name} is not an array")

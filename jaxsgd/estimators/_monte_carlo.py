@@ -9,18 +9,28 @@ and this over R − 1 is unbiased for tr Cov ĝ, whether or not the stated mean 
 With n draws of mean m, variance V and mean squared error q ± s in each of two estimates, Σ‖ĝ_r − m‖² = (n − 1) V gains
 ‖m₁ − m₂‖² n₁n₂/(n₁ + n₂) over the two sums, and n (n − 1) s² gains (q₁ − q₂)² n₁n₂/(n₁ + n₂) (Chan, Golub and LeVeque,
 "Algorithms for computing the sample variance", The American Statistician 37, 1983).
+
+With a checkpoint, Σ (w_r − E w) and the R numbers ‖ĝ_r − v‖² so far are written along the way and when the draws are
+interrupted, by Ctrl-C, SIGTERM or SIGHUP (:mod:`jaxsgd.shell`); the same call goes on from there to the same estimate,
+bit for bit. A file of other draws, of another design or other gradients, which are named, is refused.
 """
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxsgd import designs, kernels
-from jaxsgd._core import sums, validate
+from jaxsgd import designs, kernels, shell
+from jaxsgd._core import devices, sums, validate
+from jaxsgd._core.fingerprints import digest
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.rational import quotient
+from jaxsgd._core.state_file import StateFile
 from jaxsgd.estimators._contraction import squared_errors
 from jaxsgd.estimators._exact import Estimate
 
@@ -34,6 +44,8 @@ def monte_carlo(
     num_draws: int,
     chunk_size: int = 256,
     first_draw: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every_seconds: float = 60.0,
 ) -> Estimate:
     """E ĝ and tr Cov ĝ from batches really drawn.
 
@@ -47,16 +59,15 @@ def monte_carlo(
         chunk_size: how many draws are held at a time: chunk_size · (N + P) numbers.
         first_draw: the number of the first draw. Draws k, k + 1, … continue an estimate from draws 0, …, k − 1 with the
             same key, and ``merge`` puts the two together.
+        checkpoint: a file for what is drawn so far, from which the same call goes on after an interruption.
+        checkpoint_every_seconds: how often it is written.
 
     Returns:
-        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the R numbers ‖ĝ_r − v‖² over √R,
-            where
-        v is the mean that the design states.
+        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the R numbers ‖ĝ_r − v‖² over √R.
 
     Raises:
         TypeError: if ``key`` is not a key.
-        ValueError: if there are fewer than two draws, the batch is larger than the population, or a gradient
-            is not finite.
+        ValueError: naming what is wrong with an argument, a gradient that is not finite, or the checkpoint.
 
     >>> from jaxsgd import problems
     >>> loss_fn, params, data = problems.line_fit()
@@ -70,18 +81,23 @@ def monte_carlo(
     validate.at_least(2, num_draws=num_draws)
     validate.at_least(0, first_draw=first_draw)
     validate.positive_integer(chunk_size=chunk_size)
+    validate.positive(checkpoint_every_seconds=checkpoint_every_seconds)
     kernels.require_finite(g)
     stated = jnp.asarray(design.mean_weights(g.count))
-    total, errors = jnp.zeros_like(stated), []
-    for start in range(first_draw, first_draw + num_draws, chunk_size):
-        draws = jnp.arange(start, min(start + chunk_size, first_draw + num_draws))
-        deviations = _draw(design, g.count, key, draws) - stated[None]
-        total = total + deviations.sum(axis=0)
-        errors.append(squared_errors(g, deviations))
-    terms = jnp.concatenate(errors)
-    mean_error = squared_errors(g, total[None] / num_draws)[0]
+    more = partial(_more, design, g, key, stated, chunk_size, first_draw + num_draws)
+    drawn = _Drawn(first_draw, jnp.zeros_like(stated), ())
+    if checkpoint is None:
+        drawn = _draw_all(more, drawn, first_draw + num_draws)
+    else:
+        settings: dict[str, Any] = {"design": repr(design), "key": digest(key), "gradients": _digest_of(g, checkpoint)}
+        settings |= {"num_draws": num_draws, "first_draw": first_draw, "chunk_size": chunk_size}
+        file = StateFile(checkpoint, settings, checkpoint_every_seconds)
+        with shell.interruptible(), file.held():
+            drawn = _draw_all(more, _read(file) or drawn, first_draw + num_draws, file)
+    terms = jnp.concatenate(drawn.errors)
+    mean_error = squared_errors(g, drawn.total[None] / num_draws)[0]
     return Estimate(
-        mean=g.weighted_sum(stated + total / num_draws),
+        mean=g.weighted_sum(stated + drawn.total / num_draws),
         variance=(terms.mean() - mean_error) * (num_draws / (num_draws - 1)),
         standard_error=terms.std(ddof=1) / num_draws**0.5,
         num_draws=num_draws,
@@ -118,6 +134,68 @@ def merge(first: Estimate, second: Estimate) -> Estimate:
         num_draws=count,
         mean_squared_error=first.mean_squared_error + change * (b / count),
     )
+
+
+class _Drawn(NamedTuple):
+    """What is known from the draws before the next: its number, Σ (w_r − E w), and ‖ĝ_r − v‖² chunk by chunk."""
+
+    next_draw: int
+    total: Array
+    errors: tuple[Array, ...]
+
+
+def _draw_all(more: Callable[[_Drawn], _Drawn], drawn: _Drawn, stop: int, file: StateFile | None = None) -> _Drawn:
+    """Make the draws up to number ``stop``; what is there is written now and then, when interrupted and at the end."""
+    if drawn.next_draw == stop:
+        return drawn
+    try:
+        while drawn.next_draw < stop:
+            drawn = more(drawn)
+            if file is not None:
+                jax.block_until_ready(drawn)  # type: ignore[no-untyped-call] # or an interruption would wait for it
+                if file.is_due():
+                    _write(file, drawn)
+            shell.stop_if_asked()
+    except KeyboardInterrupt:
+        if file is not None and drawn.errors:
+            _write(file, drawn)
+        raise
+    if file is not None:
+        _write(file, drawn)
+    return drawn
+
+
+def _more(
+    design: designs.Design, g: Any, key: Array, stated: Array, chunk_size: int, stop: int, drawn: _Drawn
+) -> _Drawn:
+    """One chunk more."""
+    draws = jnp.arange(drawn.next_draw, min(drawn.next_draw + chunk_size, stop))
+    deviations = _draw(design, g.count, key, draws) - stated[None]
+    errors = squared_errors(g, deviations)
+    return _Drawn(drawn.next_draw + len(draws), drawn.total + deviations.sum(axis=0), (*drawn.errors, errors))
+
+
+def _write(file: StateFile, drawn: _Drawn) -> None:
+    errors = np.concatenate([np.asarray(each) for each in drawn.errors])
+    file.write({"next_draw": np.asarray(drawn.next_draw), "total": np.asarray(drawn.total), "errors": errors})
+
+
+def _read(file: StateFile) -> _Drawn | None:
+    arrays = file.read()
+    if arrays is None:
+        return None
+    return _Drawn(int(arrays["next_draw"]), jnp.asarray(arrays["total"]), (jnp.asarray(arrays["errors"]),))
+
+
+def _digest_of(g: kernels.PerExampleGradients, checkpoint: str | Path) -> str:
+    """A hash of the gradients by what they are, their values, and not only by what they are computed from."""
+    leaves = jax.tree.leaves(g)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    if traced or any(devices.is_shared(devices.mesh_of(leaf)) for leaf in leaves):
+        raise ValueError(
+            f"checkpoint must be None under jax.jit and for gradients that several processes share, got {checkpoint}"
+        )
+    return digest([leaves, jax.tree.leaves(g.mean()), g.squared_norms()])
 
 
 @partial(jax.jit, static_argnums=(0, 1))

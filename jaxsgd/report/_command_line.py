@@ -1,11 +1,13 @@
 """The command line: ``python -m jaxsgd report my_package.my_module:make_problem --data examples.npz --out folder``.
 
 Exit codes: 0 when the report is written; 1 for a mistake in what was given, with one line on standard error that begins
-with "error: " and names the thing; 130 after Ctrl-C. Files are whole or not there. A failure of the package itself is
-shown as it is, with its traceback.
+with "error: " and names the thing; 130 after Ctrl-C, and SIGTERM and SIGHUP end it likewise, as signals end processes.
+Files are whole or not there. A failure of the package itself is shown as it is, with its traceback. What is shown of
+names has its control characters escaped, and what the terminal cannot show is spelled (:mod:`jaxsgd.shell`).
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from typing import NoReturn
 
 import jax
 
-from jaxsgd import sources
+from jaxsgd import shell, sources
 from jaxsgd.report._measure import as_problem, report
 from jaxsgd.report._target import Refusal, call, did_you_mean, line_of, nearest, place_of, resolve
 
@@ -36,6 +38,11 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; ``argv`` are the arguments after ``python -m jaxsgd``."""
     words = list(sys.argv[1:] if argv is None else argv)
+    with shell.legible(), shell.interruptible():
+        return _attempt(words)
+
+
+def _attempt(words: list[str]) -> int:
     try:
         return _run(words)
     except KeyboardInterrupt:
@@ -44,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--traceback" in words or not _is_about_the_input(error):
             raise
-        print(f"error: {line_of(error)}", file=sys.stderr)
+        print(f"error: {shell.printable(line_of(error))}", file=sys.stderr)
         return 1
 
 
@@ -97,6 +104,9 @@ def _report(options: argparse.Namespace) -> int:
         raise Refusal("report needs a target, for example my_package.my_module:make_problem")
     if not 0 <= options.seed < 2**32:
         raise Refusal(f"--seed must be from 0 to {2**32 - 1}, got {options.seed}")
+    for name in ("out", "data", "checkpoint"):
+        if getattr(options, name) == "":
+            raise Refusal(f"--{name} must be the name of a {'folder' if name == 'out' else 'file or folder'}, got ''")
     _require_folder(Path(options.out))
     for path in (options.data, options.checkpoint):
         if path is not None and not Path(path).exists():
@@ -117,13 +127,14 @@ def _report(options: argparse.Namespace) -> int:
         memory_limit=options.memory_limit,
     )
     paths = found.write(options.out)
-    print(found.text)
-    print(f"\nwrote {paths[-1]}, and {len(paths) - 1} more files beside it")
+    print(shell.printable(f"{found.text}\n\nwrote {paths[-1]}, and {len(paths) - 1} more files beside it"))
     return 0
 
 
 def _require_folder(path: Path) -> None:
     """Raise before any work if nothing could be written there."""
+    with contextlib.suppress(FileNotFoundError):
+        path.stat()  # which refuses a name that is too long
     above = next(each for each in (path, *path.absolute().parents) if each.exists())
     if not above.is_dir():
         raise Refusal(f"--out must be a folder, and {above} is a file")

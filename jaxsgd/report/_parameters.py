@@ -26,7 +26,8 @@ def save_checkpoint(path: Any, params: PyTree) -> None:
         params: a pytree of floating-point arrays.
 
     Raises:
-        TypeError, ValueError: if a leaf is not a floating-point array, or the path does not end in ``.npz``.
+        TypeError, ValueError: if a leaf is not a floating-point array, two have the same name, or the path does not
+            end in ``.npz``.
 
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/step_100.npz"
@@ -37,8 +38,8 @@ def save_checkpoint(path: Any, params: PyTree) -> None:
     validate.floating_leaves(params=params)
     if not str(path).endswith(".npz"):
         raise ValueError(f"path must end in .npz, got {path}")
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    files.write_bytes(Path(path), files.pack_arrays({name_of(at): np.asarray(leaf) for at, leaf in leaves}))
+    arrays = {name: np.asarray(leaf) for name, leaf in _named(params).items()}
+    files.write_bytes(Path(path), files.pack_arrays(arrays))
 
 
 def load_checkpoint(path: Any, params: PyTree) -> PyTree:
@@ -50,7 +51,7 @@ def load_checkpoint(path: Any, params: PyTree) -> PyTree:
     """
     validate.floating_leaves(params=params)
     arrays = files.read_arrays(Path(path))
-    expected = {name_of(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    expected = _named(params)
     for name in sorted(arrays.keys() - expected.keys()):
         raise ValueError(f"checkpoint {path} has an array {name!r}, which params lack{did_you_mean(name, expected)}")
     for name in sorted(expected.keys() - arrays.keys()):
@@ -63,6 +64,17 @@ def load_checkpoint(path: Any, params: PyTree) -> PyTree:
 def name_of(path: Any) -> str:
     """The name of a leaf: its path, joined by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
+
+
+def _named(params: PyTree) -> dict[str, Any]:
+    """The leaves by name, each of its own."""
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = name_of(path)
+        if name in named:
+            raise ValueError(f"params must have a name of its own for every leaf, and {name!r} is that of two")
+        named[name] = leaf
+    return named
 
 
 def _fitted(path: Any, name: str, array: np.ndarray, leaf: Any) -> Any:

@@ -93,8 +93,7 @@ def did_you_mean(name: str, options: Any) -> str:
 def _module(where: str) -> Any:
     if where.endswith(".py"):
         return _imported(lambda: _from_file(Path(where)), where)
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    _add_to_path(Path.cwd())
     importlib.invalidate_caches()
     parent, _, last = where.rpartition(".")
     for name in [".".join(where.split(".")[: i + 1]) for i in range(where.count("."))]:
@@ -110,12 +109,31 @@ def _module(where: str) -> Any:
 def _from_file(path: Path) -> Any:
     if not path.exists():
         raise Refusal(f"there is no file {path}{nearest(path)}")
-    sys.path.insert(0, str(path.parent.absolute()))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = _free_name(path)
+    _add_to_path(path.parent)
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules[path.stem] = module  # as an import does: dataclasses look it up
+    sys.modules[name] = module  # as an import does: dataclasses look it up
     spec.loader.exec_module(module)  # type: ignore[union-attr]
     return module
+
+
+def _add_to_path(folder: Path) -> None:
+    """Let modules of a folder be imported, unless Python or an installed package has one of the name."""
+    name = str(folder.absolute())
+    if name not in sys.path and not ("" in sys.path and folder.absolute() == Path.cwd()):
+        sys.path.append(name)
+        importlib.invalidate_caches()
+
+
+def _free_name(path: Path) -> str:
+    """The name of a file's module: that of the file, unless another module, such as ``numpy``, has it."""
+    try:
+        spec = importlib.util.find_spec(path.stem)
+    except (ImportError, ValueError):  # the name has dots, or is that of a module without a file
+        return path.stem if path.stem not in sys.modules else f"_target_{path.stem}"
+    is_free = spec is None or (spec.has_location and Path(str(spec.origin)).absolute() == path.absolute())
+    return path.stem if is_free else f"_target_{path.stem}"
 
 
 def _imported(load: Callable[[], Any], where: str) -> Any:
@@ -158,5 +176,4 @@ def _described(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    line = " ".join(str(error).split()) or "no message"
-    return line.encode(errors="backslashreplace").decode()  # a file's name may be no text
+    return " ".join(str(error).split()) or "no message"

@@ -21,18 +21,23 @@ several runs under ``name/0``, ``name/1``, … in the order of the axes of :clas
 steps ``keep_params_at`` takes as many times the size of the parameters of all runs in the memory of the host, nothing
 on the device, and as much in every checkpoint.
 
-Checkpoints. The state is written at every record and when a run is interrupted, and read at the start. Beside the file
-stays an empty one whose name begins with a dot, a lock. A checkpoint that is damaged, in use by another run or of a run
-with other arguments, which are named, is refused, and nothing is overwritten.
+Checkpoints. The state is written at every record, whenever ``checkpoint_every_seconds`` have passed since (less often
+where it takes long to write, so that it takes a twentieth of the time at most), and when a run is interrupted, and read
+at the start. Ctrl-C, SIGTERM and SIGHUP interrupt a run between two looks at the host, in the main thread and unless
+the program handles them itself (:mod:`jaxsgd.shell`). Beside the file stays an empty one whose name begins with a dot,
+a lock. A checkpoint that is damaged, in use by another run or of a run with other arguments, which are named, is
+refused, and nothing is overwritten.
 
 Several devices and processes. Data may be split over the devices of a mesh, those of other processes included, each of
 which then makes this same call. The first of them writes the checkpoint, and all read it. Between two looks at the host
-they make ``record_every`` steps unless ``chunk_size`` says otherwise, as clocks differ.
+they make ``record_every`` steps unless ``chunk_size`` says otherwise, as clocks differ, and for that reason write at
+records only; signals do to them what they do to any process.
 
 A loss that differs between two calls is refused, and so is one that is not finite at the start, naming the example.
 
 Guarantees:
     - the same for every ``chunk_size`` and after every restart from a checkpoint, bit for bit, on one machine.
+    - what a run that is killed has to make again took ``checkpoint_every_seconds`` and one look at the host, at most.
     - monitors, writers, records and kept parameters change no parameter, bit for bit.
     - one compilation for a loss, optimizer, design and shapes, whatever the number of steps.
 """

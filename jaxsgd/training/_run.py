@@ -1,5 +1,6 @@
 """A run: one compiled loop, called on the host for some steps at a time."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -14,12 +15,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxsgd import kernels, tracking
+from jaxsgd import kernels, shell, tracking
 from jaxsgd._core import devices, validate
+from jaxsgd._core.fingerprints import digest, program_digest
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.designs import batches
 from jaxsgd.training import _step, _validate
-from jaxsgd.training._checkpoint import Checkpoint, digest, program_digest
+from jaxsgd.training._checkpoint import Checkpoint
 from jaxsgd.training._kept_params import KeptParams
 from jaxsgd.training._step import Carry, Plan
 
@@ -79,6 +81,7 @@ def run_sgd(
     writer: tracking.MetricWriter | None = None,
     progress: Callable[[int, int], Any] | None = None,
     checkpoint: str | Path | None = None,
+    checkpoint_every_seconds: float = 60.0,
     chunk_size: int | None = None,
     gradient: Literal["factored", "plain"] | None = None,
 ) -> RunResult:
@@ -103,6 +106,7 @@ def run_sgd(
         writer: where metrics are written as they are recorded; of several runs, under ``name/0``, ``name/1``, ….
         progress: called as ``progress(step, num_steps)`` every now and then.
         checkpoint: a file that the state is written to along the run, and that an interrupted run goes on from.
+        checkpoint_every_seconds: how often it is written, beside at records; ``math.inf`` for at records only.
         chunk_size: at most how many steps are made between two looks at the host; by default half a second's worth.
         gradient: "factored" or "plain", ``jax.grad``; by default the first, unless a large parameter has no factors.
 
@@ -118,6 +122,7 @@ def run_sgd(
     for name, value in {"num_runs": num_runs, "record_every": record_every, "chunk_size": chunk_size}.items():
         if value is not None:
             validate.positive_integer(**{name: value})
+    validate.positive(checkpoint_every_seconds=checkpoint_every_seconds)
     validate.floating_leaves(params=params)
     population_size = validate.leading_axis(data=data)
     validate.scalar_loss(loss_fn, params, data)
@@ -150,7 +155,8 @@ def run_sgd(
         rates = jnp.asarray(np.asarray(learning_rates), jnp.result_type(*jax.tree.leaves(params)))
     keys = jax.random.fold_in(key, 0) if num_runs is None else _run_keys(key, num_runs)
     run = _Run(plan, data, keys, rates, num_steps, record_every or num_steps, chunk_size, writer, progress, kept)
-    return run.finish(params, None if checkpoint is None else Path(checkpoint), design)
+    with contextlib.nullcontext() if devices.is_shared(run.mesh) else shell.interruptible():
+        return run.finish(params, checkpoint, design, checkpoint_every_seconds)
 
 
 class _Run:
@@ -181,7 +187,7 @@ class _Run:
         self.records: list[tuple[int, dict[str, np.ndarray]]] = []
         self.kept = kept
 
-    def finish(self, params: PyTree, path: Path | None, design: Any) -> RunResult:
+    def finish(self, params: PyTree, path: str | Path | None, design: Any, every_seconds: float) -> RunResult:
         """Make all steps, from where the checkpoint is."""
         self.params = params
         carry = _strong(_start(self.plan, params, self.keys, self.rates))
@@ -189,7 +195,7 @@ class _Run:
         if path is None:
             carry = self._continue(0, carry)
         else:
-            self.checkpoint = Checkpoint(path, self._settings(carry, params, design), self.mesh)
+            self.checkpoint = Checkpoint(path, self._settings(carry, params, design), every_seconds, self.mesh)
             with self.checkpoint.held():
                 stored = self.checkpoint.load(carry)
                 number, carry, self.records, self.kept.found = (0, carry, [], []) if stored is None else stored
@@ -214,8 +220,12 @@ class _Run:
                     stop = min(number + self.size, self._next_record(), *self.kept.next_step())
                     state = stop, self._advance(number, stop, carry)
                     self.progress(stop, self.num_steps)
+                    if self.checkpoint is not None and self.checkpoint.is_due():
+                        self._save(*state)
+                shell.stop_if_asked()
         except KeyboardInterrupt:
-            self._save(*state)
+            if not devices.is_shared(self.mesh):  # all of whose processes would have to save the same state
+                self._save(*state)
             raise
         finally:
             self.writer.flush()

@@ -1,6 +1,7 @@
 """Every way to be refused by ``_core``: the exception, its message, and the call that gives it."""
 
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,26 @@ def no_array_inside(folder: Path) -> Any:
     return files.read_arrays(folder / "a.npz")
 
 
+def twice_in_one(folder: Path) -> Any:
+    with zipfile.ZipFile(folder / "a.npz", "w") as archive, warnings.catch_warnings(action="ignore"):
+        for value in (1.0, 2.0):
+            with archive.open("w.npy", "w") as member:
+                np.save(member, np.asarray(value))
+    return files.read_arrays(folder / "a.npz")
+
+
 CASES: list[Case] = [
+    (OSError, "File name too long: '… aaa'", lambda folder, _: files.write_bytes(folder / ("a" * 300), b"")),
+    (
+        ValueError,
+        "names of arrays must be such as archives can hold, got 'a\\x00b'",
+        lambda *_: files.pack_arrays({"a\0b": np.ones(1)}),
+    ),
+    (
+        ValueError,
+        "a.npz is not a readable .npz file: it has 2 members, of which only 1 have a name of their own",
+        lambda folder, _: twice_in_one(folder),
+    ),
     (ValueError, "a.npz is damaged: its … bytes do not have the checksum", lambda folder, _: damaged(folder)),
     (
         ValueError,

@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,78 @@ def test_arrays_survive(tmp_path: Path) -> None:
     for name, array in ARRAYS.items():
         assert read[name].dtype == array.dtype
         np.testing.assert_array_equal(read[name], array)
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], Any]]:
+    before = os.umask(0)
+    yield os.umask
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_the_umask_says_who_may_read_a_new_file(tmp_path: Path, umask: Callable[[int], Any], mask: int) -> None:
+    """Catches a secret that all may read, and a shared folder whose files the group may not write."""
+    umask(mask)
+    files.write_bytes(tmp_path / "x", b"content")
+    with files.locked(tmp_path / "lock"):
+        assert mode(tmp_path / "x") == mode(tmp_path / "lock") == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("given", [0o600, 0o640, 0o444])
+def test_who_may_read_a_file_may_read_the_one_in_its_place(
+    tmp_path: Path, umask: Callable[[int], Any], given: int
+) -> None:
+    umask(0o022)
+    (tmp_path / "x").write_bytes(b"old")
+    (tmp_path / "x").chmod(given)
+    files.write_bytes(tmp_path / "x", b"new")
+    assert (mode(tmp_path / "x"), (tmp_path / "x").read_bytes()) == (given, b"new")
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ü" * 127 + "a", "a" * 251 + ".npz", "a" * 240])
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path, name: str) -> None:
+    """Catches a temporary name, or that of a lock, that is longer than the name; in bytes, not letters."""
+    path = tmp_path / "new" / name
+    left = tmp_path / "new" / files.beside(path, files._TEMPORARY).name.replace("?", "0")
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    files.write_bytes(path, b"content")
+    with files.locked(files.beside(path, ".lock")) as held:
+        assert held
+        assert files.beside(path, ".lock") != files.beside(path.with_name("b" + name[1:]), ".lock")
+    assert path.read_bytes() == b"content"
+    assert not left.exists(), "what a killed writer left is found again"
+
+
+def test_a_writer_whose_file_was_taken_for_one_left_behind_takes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer may come between the file and its lock. Catches a rename of what is no longer there."""
+    lock, removed = files._lock, []
+
+    def after_another(handle: int) -> bool:
+        if not removed:
+            removed.extend(tmp_path.glob(".x.*.tmp"))
+            removed[0].unlink()
+        return lock(handle)
+
+    monkeypatch.setattr(files, "_lock", after_another)
+    files.write_bytes(tmp_path / "x", b"content")
+    assert len(removed) == 1
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_names_that_end_alike_are_two(tmp_path: Path) -> None:
+    """Catches w.npy read as the member of this name, which is that of w."""
+    arrays = {"w": np.ones(2), "w.npy": np.zeros(3), "w.npy.npy": np.zeros(4)}
+    files.write_bytes(tmp_path / "x.npz", files.pack_arrays(arrays))
+    read = files.read_arrays(tmp_path / "x.npz")
+    assert {name: array.shape for name, array in read.items()} == {"w": (2,), "w.npy": (3,), "w.npy.npy": (4,)}
 
 
 @pytest.mark.parametrize("name", ["file", "allow_pickle", "args"])
@@ -59,7 +132,7 @@ def test_the_file_is_flushed_to_the_disk_before_it_is_renamed(tmp_path: Path, mo
         original = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, n=name, f=original: (order.append(n), f(*a))[1])
     files.write_bytes(tmp_path / "x.bin", b"content")
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"], "and so is the folder, which knows the name, after"
 
 
 def test_equal_arrays_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Every way to be refused by ``estimators``: the exception, its message, and the call that gives it."""
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,7 +34,13 @@ class Two(Broken):
     batch_size = 2
 
 
+def drawn_under_jit(folder: Path, _: Any) -> Any:
+    options = {"key": KEY, "num_draws": 2, "checkpoint": folder / "draws.npz"}
+    return jax.jit(lambda g: estimators.monte_carlo(designs.WithReplacement(1), g, **options).variance)(G)
+
+
 CASES: list[Case] = [
+    (ValueError, "checkpoint must be None under jax.jit and for gradients that … got … draws.npz", drawn_under_jit),
     (
         ValueError,
         "num_draws must be at least 2, got 1",

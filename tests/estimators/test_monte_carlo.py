@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 
 from jaxsgd import estimators
+from jaxsgd.estimators import _monte_carlo
 from tests.support.own_designs import Bernoulli
 from tests.support.registry import DESIGNS, EX_B, PROBLEMS, gradients_given, measured, quick
 from tests.support.twins import (
@@ -219,3 +220,55 @@ def test_z_scores_are_zero_where_nothing_is_random() -> None:
     stated = estimators.squared_error_law(measured(PROBLEMS["line_fit"]()))
     assert stated.variance[-1] == 0
     assert stated.z_scores(np.full(4, 1e-30))[-1] == 0
+
+
+class KilledError(BaseException):
+    """Nothing is done about it."""
+
+
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+def test_interrupted_draws_go_on_to_the_same_estimate(tmp_path, monkeypatch, how) -> None:
+    """Bit for bit, and what was drawn is not drawn again. Catches a sum that forgets, and chunks that are moved."""
+    g, design, path = measured(PROBLEMS["line_fit"]()), DESIGNS["with_replacement"](2), tmp_path / "draws.npz"
+    options = {"key": jax.random.key(3), "num_draws": 50, "chunk_size": 8, "first_draw": 5}
+    expected = estimators.monte_carlo(design, g, **options)
+    draw, drawn = _monte_carlo._draw, []
+
+    def some(design, population_size, key, draws):
+        if len(drawn) == 4:
+            raise KeyboardInterrupt if how == "interrupted" else KilledError
+        drawn.append(int(draws[0]))
+        return draw(design, population_size, key, draws)
+
+    monkeypatch.setattr(_monte_carlo, "_draw", some)
+    with pytest.raises((KeyboardInterrupt, KilledError)):
+        estimators.monte_carlo(design, g, **options, checkpoint=path, checkpoint_every_seconds=1e-9)
+    before = len(drawn)
+    monkeypatch.setattr(_monte_carlo, "_draw", lambda *a: (drawn.append(int(a[-1][0])), draw(*a))[1])
+    for _ in range(2):  # the second time there is nothing left to draw
+        found = estimators.monte_carlo(design, g, **options, checkpoint=path)
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert drawn == list(range(5, 55, 8)), "each once"
+    assert before == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"key": jax.random.key(4)}, "key"),
+        ({"num_draws": 21}, "num_draws"),
+        ({"chunk_size": 7}, "chunk_size"),
+        ({"first_draw": 1}, "first_draw"),
+        ({"design": DESIGNS["with_replacement"](1)}, "design"),
+        ({"g": measured(PROBLEMS["line_fit_at_optimum"]())}, "gradients"),
+    ],
+)
+def test_draws_of_something_else_are_refused(tmp_path, change, what) -> None:
+    given = {"design": DESIGNS["with_replacement"](2), "g": measured(PROBLEMS["line_fit"]()), "key": jax.random.key(3)}
+    given |= {"num_draws": 20, "checkpoint": tmp_path / "draws.npz"}
+    estimators.monte_carlo(**given)
+    content = (tmp_path / "draws.npz").read_bytes()
+    with pytest.raises(ValueError, match=f"draws.npz is of another run: {what} is .*; nothing is overwritten"):
+        estimators.monte_carlo(**given | change)
+    assert (tmp_path / "draws.npz").read_bytes() == content

@@ -16,6 +16,11 @@ def checkpoint(path: Path, arrays: dict[str, Any]) -> Any:
 
 
 CASES: list[Case] = [
+    (
+        ValueError,
+        "params must have a name of its own for every leaf, and 'a/b' is that of two",
+        lambda path, _: report.save_checkpoint(path / "p.npz", {"a/b": ONE, "a": {"b": ONE}}),
+    ),
     (ValueError, "path must end in .npz, got best.zip", lambda *_: report.save_checkpoint("best.zip", ONE)),
     (
         ValueError,

@@ -1,6 +1,7 @@
 """The command line: what it writes, and one line for every mistake, naming the thing; never a traceback."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,10 @@ MISTAKES = {
     "report nets:make_problem --seed x": "argument --seed: invalid int value: 'x'",
     "report nets:make_problem --seed -1": "--seed must be from 0 to 4294967295, got -1",
     "report nets:make_problem --data": "argument --data: expected one argument",
+    "report nets:make_problem --out ''": "--out must be the name of a folder, got ''",
+    "report nets:make_problem --data ''": "--data must be the name of a file or folder, got ''",
+    "report nets:make_problem --checkpoint ''": "--checkpoint must be the name of a file or folder, got ''",
+    f"report nets:make_problem --out {'a' * 300}": "aaa: File name too long",
     "report nets:make_problem --out notes.txt": "--out must be a folder, and notes.txt is a file",
     "report nets": "the target must be module:function, for example my_package.my_module:make_problem, got nets",
     "report nets:": "the target must be module:function",
@@ -148,10 +153,10 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("words", MISTAKES)
+@pytest.mark.parametrize("words", MISTAKES, ids=lambda words: words[:60])
 def test_mistake(words: str, capsys, folder: Path) -> None:
     before = sorted(folder.rglob("*.npz"))
-    assert main(words.split()) == 1
+    assert main(shlex.split(words)) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")

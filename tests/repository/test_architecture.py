@@ -15,7 +15,7 @@ PACKAGE = Path(jaxsgd.__file__).parent
 
 # A room is a package, or a module that stands alone. It may import the rooms on its right, all of lower floors.
 FLOORS: list[dict[str, str]] = [
-    {"_core": "", "tracking": ""},
+    {"_core": "", "shell": "", "tracking": ""},
     {
         "kernels": "_core",
         "designs": "_core",
@@ -34,21 +34,21 @@ FLOORS: list[dict[str, str]] = [
         "additivity": "_core batch_losses",
     },
     {
-        "estimators": "_core kernels designs moments batch_losses",
+        "estimators": "_core kernels designs moments batch_losses shell",
         "noise": "_core kernels moments",
         "signal_to_noise": "_core kernels moments",
-        "training": "_core kernels designs monitors tracking",
+        "training": "_core kernels designs monitors shell tracking",
     },
     {
         "noise_scale": "noise",
         "batch_size": "_core kernels noise",
         "variance_reduction": "_core kernels designs estimators",
         "surfaces": "_core kernels",
-        "sweeps": "_core training",
+        "sweeps": "_core shell training",
     },
     {
         "report": "_core additivity batch_losses batch_size checks designs estimators kernels moments noise problems "
-        "sources"
+        "shell sources"
     },
     {"__main__": "report"},
 ]

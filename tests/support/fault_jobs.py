@@ -14,15 +14,20 @@ import traceback
 import warnings
 from pathlib import Path
 
-STEPS, RECORD_EVERY, CELLS = 4000, 100, 12
+STEPS, RECORD_EVERY, CELLS, LONG, DRAWS = 4000, 100, 12, 32768, 60_000
+TIMED = "variance_vs_batch_size.json"  # says how long it took
 
 
 class Nursery:
     """The other end: starts jobs, and knows how they ended."""
 
-    def __init__(self) -> None:
-        root = Path(__file__).parents[2]
-        environment = os.environ | {"PYTHONPATH": str(root)}
+    def __init__(self, compiled: Path) -> None:
+        environment = os.environ | {
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),  # or most of the time of a job goes into compiling
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -65,30 +70,60 @@ def sweep(folder: Path) -> None:
         return {"value": jax.random.normal(key, (4000,))}
 
     table = sweeps.sweep(run, {"cell": list(range(CELLS))}, folder / "cells", jax.random.key(0))
-    files.write_bytes(folder / "result.npz", files.pack_arrays({"value": table["value"].values}))
+    files.write_bytes(folder / "result/result.npz", files.pack_arrays({"value": table["value"].values}))
 
 
 def train(folder: Path) -> None:
     """A run with a checkpoint, a log of metrics and 40 records."""
+    from jaxsgd import tracking
+
+    with tracking.JSONLinesWriter(folder / "run.jsonl") as writer:
+        _train(folder, STEPS, record_every=RECORD_EVERY, writer=writer)
+
+
+def train_rarely(folder: Path) -> None:
+    """A long run that records at its first step and its last only, and says how far it is."""
+    made = os.open(folder / "made", os.O_WRONLY | os.O_CREAT)
+    _train(
+        *(folder, LONG),
+        checkpoint_every_seconds=0.1,
+        chunk_size=512,
+        progress=lambda step, _: os.pwrite(made, b"%9d" % step, 0),
+    )
+
+
+def _train(folder: Path, num_steps: int, **options) -> None:
     import jax
     import numpy as np
     import optax
 
-    from jaxsgd import designs, problems, tracking, training
+    from jaxsgd import designs, problems, training
     from jaxsgd._core import files
 
     rng = np.random.default_rng(0)
     problem = problems.mlp(rng.normal(size=(50, 8)), rng.integers(0, 3, 50), key=jax.random.key(0), hidden=8)
     design = designs.Reshuffling(10, drop_last=False)
-    with tracking.JSONLinesWriter(folder / "run.jsonl") as writer:
-        result = training.run_sgd(
-            *(*problem, optax.adam(0.01), design, STEPS, jax.random.key(1)),
-            record_every=RECORD_EVERY,
-            writer=writer,
-            checkpoint=folder / "run.npz",
-        )
+    arguments = (*problem, optax.adam(0.01), design, num_steps, jax.random.key(1))
+    result = training.run_sgd(*arguments, checkpoint=folder / "run.npz", **options)
     arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(result))}
-    files.write_bytes(folder / "result.npz", files.pack_arrays(arrays))
+    files.write_bytes(folder / "result/result.npz", files.pack_arrays(arrays))
+
+
+def monte_carlo(folder: Path) -> None:
+    """Draws that are written along the way."""
+    import jax
+    import numpy as np
+
+    import jaxsgd
+    from jaxsgd import designs, estimators, problems
+    from jaxsgd._core import files
+
+    g = jaxsgd.per_example_gradients(problems.line_fit().loss_fn)(*problems.line_fit()[1:3])
+    options = {"checkpoint": folder / "draws.npz", "checkpoint_every_seconds": 0.1, "chunk_size": 100}
+    design = designs.WithoutReplacement(2)
+    found = estimators.monte_carlo(design, g, key=jax.random.key(0), num_draws=DRAWS, **options)
+    arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(found))}
+    files.write_bytes(folder / "result/result.npz", files.pack_arrays(arrays))
 
 
 def experiment(folder: Path) -> None:
@@ -96,7 +131,7 @@ def experiment(folder: Path) -> None:
     from experiments import _harness
     from tests.study.test_experiments import HEADLINE, SMALL
 
-    status = _harness.main([HEADLINE, *SMALL, "--out", str(folder / "figures")])
+    status = _harness.main([HEADLINE, *SMALL, "--out", str(folder / "result")])
     if status:
         sys.exit(status)
 
@@ -109,17 +144,12 @@ def line():
 
 
 def report(folder: Path) -> None:
-    """A report on four examples, with all its figures; the result is every file of it."""
-    import numpy as np
-
-    from jaxsgd._core import files
+    """A report on four examples, with all its figures."""
     from jaxsgd.report import _command_line
 
-    status = _command_line.main(["report", f"{__file__}:line", "--out", str(folder / "report")])
+    status = _command_line.main(["report", f"{__file__}:line", "--out", str(folder / "result")])
     if status:
         sys.exit(status)
-    written = {path.name: np.frombuffer(path.read_bytes(), np.uint8) for path in sorted((folder / "report").iterdir())}
-    files.write_bytes(folder / "result.npz", files.pack_arrays(written))
 
 
 def fork(job: str, folder: Path) -> int:

@@ -5,7 +5,6 @@ Each fault is a real one where the machine allows it. The long tests print how o
 
 import contextlib
 import errno
-import functools
 import itertools
 import logging
 import os
@@ -16,7 +15,6 @@ import subprocess
 import time
 import zipfile
 from pathlib import Path
-from typing import ClassVar
 
 import jax
 import numpy as np
@@ -28,31 +26,12 @@ from jaxsgd._core import files
 from jaxsgd.report import _command_line, _figures
 from jaxsgd.training import _run
 from tests.support import fault_jobs
-from tests.support.fault_jobs import CELLS, RECORD_EVERY, STEPS, Nursery
+from tests.support.fault_jobs import CELLS
+from tests.support.killing import cells, left_behind, result_of, step_saved
 from tests.support.registry import network
 
 KEY = jax.random.key(0)
 PROBLEM, OPTIMIZER = network(), optax.sgd(0.1)  # the same in all tests, compiled once
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    found = Nursery()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(nursery, tmp_path_factory):
-    """By job: the bytes of the result of one that was not killed, and how many seconds it took."""
-
-    @functools.cache
-    def find(job):
-        folder, started = tmp_path_factory.mktemp(job), time.monotonic()
-        assert nursery.wait(nursery.start(job, folder)) == 0, (folder / "output").read_text()
-        return (folder / "result.npz").read_bytes(), time.monotonic() - started
-
-    return find
 
 
 def run(**options):
@@ -64,186 +43,6 @@ def run(**options):
 def same_bits(first, second):
     pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
-
-
-def left_behind(folder):
-    return list(folder.rglob("*.tmp"))
-
-
-def cells(folder):
-    """The bytes of every finished cell, all of which must be whole."""
-    found = {}
-    for path in (folder / "cells").glob("*.npz"):
-        files.read_record(path)
-        found[path.name] = path.read_bytes()
-    return found
-
-
-def step_saved(folder):
-    path = folder / "run.npz"
-    return int(files.read_record(path)["step"]) if path.exists() else -1
-
-
-class Sweeps:
-    """Finished cells stay as they are, and only one cell can be computed twice for each kill."""
-
-    job = "sweep"
-
-    def __init__(self, folder):
-        self.folder, self.before, self.kills = folder, {}, 0
-
-    def check(self):
-        self.kills += 1
-        now = cells(self.folder)
-        assert self.before.items() <= now.items(), "a finished cell is lost or has changed"
-        self.before = now
-
-    def check_end(self):
-        log = self.folder / "log"
-        starts = [line.split()[0] for line in log.read_text().splitlines()]
-        assert len(set(starts)) == len(cells(self.folder)) == CELLS
-        assert len(starts) <= CELLS + self.kills, "more was computed again than was at work"
-
-
-class Runs:
-    """The step of the checkpoint never goes back, and the log of metrics holds every record."""
-
-    job = "train"
-
-    def __init__(self, folder):
-        self.folder, self.step = folder, -1
-
-    def check(self):
-        step = step_saved(self.folder)
-        assert step >= self.step, "a checkpoint is lost"
-        self.step = step
-        if step >= 0:
-            recorded = files.read_record(self.folder / "run.npz")["steps"].tolist()
-            assert recorded in (list(range(0, step, RECORD_EVERY)), list(range(0, step + 1, RECORD_EVERY)))
-            assert set(recorded) <= self.logged(), "a record is lost"
-
-    def logged(self):
-        return {at for at, _ in tracking.read_json_lines(self.folder / "run.jsonl")}
-
-    def check_end(self):
-        assert self.step <= step_saved(self.folder) == STEPS
-        assert self.logged() == set(range(0, STEPS + 1, RECORD_EVERY))
-
-
-class Reports:
-    """Whatever is there of a report is whole, and that of a report that was not killed."""
-
-    job = "report"
-    truth: ClassVar[dict] = {}
-
-    def __init__(self, folder):
-        self.folder = folder / "report"
-
-    def check(self):
-        for path in self.folder.glob("[!.]*"):
-            assert path.read_bytes() == self.truth[path.name].tobytes(), f"{path.name} is not whole"
-
-    def check_end(self):
-        assert {path.name for path in self.folder.iterdir()} == self.truth.keys()
-
-
-def killed(nursery, undisturbed, subject, folder, count, how=signal.SIGKILL):
-    """Kill jobs at random moments and start them again, until ``count`` were killed; how often one was finished.
-
-    Whatever was finished must equal, bit for bit, what was never killed.
-    """
-    generator = random.Random(int(how))
-    truth, seconds = undisturbed(subject.job)
-    finished, kills = 0, 0
-    while True:
-        place = folder / str(finished)
-        checks, status = subject(place), None
-        while status != 0:
-            pid = nursery.start(subject.job, place)
-            if kills < count:
-                moment = time.monotonic() + generator.uniform(0, seconds)
-                while nursery.poll(pid) is None and time.monotonic() < moment:
-                    time.sleep(0.001)
-                if nursery.poll(pid) is None:
-                    os.kill(pid, how)
-            status = nursery.wait(pid)
-            assert status in (0, -how, 128 + how), (place / "output").read_text()
-            kills += status != 0
-            if (place / "result.npz").exists():
-                assert (place / "result.npz").read_bytes() == truth
-            checks.check()
-        checks.check_end()
-        assert (place / "result.npz").read_bytes() == truth, "it went on to another result"
-        assert not left_behind(place), "a file was left half-written"
-        finished += 1
-        if kills >= count:
-            return finished
-
-
-@pytest.mark.parametrize("subject", [pytest.param(Sweeps, marks=pytest.mark.slow), Runs])
-def test_killed_at_random_moments(nursery, undisturbed, subject, tmp_path):
-    assert killed(nursery, undisturbed, subject, tmp_path, 3) >= 1
-
-
-@pytest.fixture
-def reports(undisturbed, monkeypatch, tmp_path):
-    """The subject that knows what a whole report is."""
-    (tmp_path / "truth.npz").write_bytes(undisturbed("report")[0])
-    monkeypatch.setattr(Reports, "truth", files.read_arrays(tmp_path / "truth.npz"))
-    return Reports
-
-
-def test_a_report_killed_at_a_random_moment(nursery, undisturbed, reports, tmp_path):
-    assert killed(nursery, undisturbed, reports, tmp_path, 1) == 1
-    assert reports.truth.keys() >= {"report.html", "report.json", "variance.npz"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_report_killed_fifty_times(nursery, undisturbed, reports, how, tmp_path, capsys):
-    finished = killed(nursery, undisturbed, reports, tmp_path, 50, how)
-    with capsys.disabled():
-        print(f"\n{how.name} at random moments, report: 50 times, {finished} finished, half-written files: 0")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("subject", [Sweeps, Runs])
-def test_killed_fifty_times(nursery, undisturbed, subject, how, tmp_path, capsys):
-    finished = killed(nursery, undisturbed, subject, tmp_path, 50, how)
-    with capsys.disabled():
-        print(f"\n{how.name} at random moments, {subject.job}: 50 times, {finished} finished, lost: 0")
-
-
-@pytest.mark.slow
-def test_experiments_killed_at_random_moments(nursery, tmp_path, capsys):
-    """Every figure is whole and the same as that of an experiment that was never killed."""
-    started = time.monotonic()
-    assert nursery.wait(nursery.start("experiment", tmp_path / "whole")) == 0
-    seconds = time.monotonic() - started
-    names = [f"variance_vs_batch_size.{kind}" for kind in ("png", "pdf", "npz")]  # the time taken differs in json
-    truth = {name: (tmp_path / "whole/figures" / name).read_bytes() for name in names}
-    generator, kills, finished, place = random.Random(0), 0, 0, tmp_path / "cut"
-    while kills < 20:
-        pid = nursery.start("experiment", place)
-        time.sleep(generator.uniform(0.5, 1.05) * seconds)
-        if nursery.poll(pid) is None:
-            os.kill(pid, signal.SIGKILL)
-        status = nursery.wait(pid)
-        kills, finished = kills + (status != 0), finished + (status == 0)
-        for name, content in truth.items():
-            path = place / "figures" / name
-            assert not path.exists() or path.read_bytes() == content
-    assert nursery.wait(nursery.start("experiment", place)) == 0
-    assert {name: (place / "figures" / name).read_bytes() for name in names} == truth
-    assert not left_behind(place)
-    with capsys.disabled():
-        print(f"\nSIGKILL at random moments, experiment: 20 times, {finished + 1} finished, lost: 0")
-
-
-@pytest.mark.slow
-def test_interrupted_at_a_random_moment(nursery, undisturbed, tmp_path):
-    assert killed(nursery, undisturbed, Runs, tmp_path, 1, signal.SIGINT) >= 1
 
 
 def test_interrupted_at_the_first_record(tmp_path, monkeypatch):
@@ -295,14 +94,15 @@ def test_interrupted_after_the_renaming(tmp_path, monkeypatch):
 
 def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(tmp_path):
     """The lock of a writer at work, which is another open file, keeps its temporary file."""
-    (tmp_path / ".x.left.tmp").write_bytes(b"half of")
-    (tmp_path / ".y.other.tmp").write_bytes(b"of another file")
-    with (tmp_path / ".x.busy.tmp").open("wb") as busy:
-        assert files._lock(busy.fileno())
+    left, busy, other = (f".{name}.{digit * 16}.tmp" for name, digit in (("x", "0"), ("x", "1"), ("x.y", "2")))
+    (tmp_path / left).write_bytes(b"half of")
+    (tmp_path / other).write_bytes(b"of another file")
+    with (tmp_path / busy).open("wb") as file:
+        assert files._lock(file.fileno())
         files.write_bytes(tmp_path / "x", b"whole")
-        assert sorted(os.listdir(tmp_path)) == [".x.busy.tmp", ".y.other.tmp", "x"]
+        assert sorted(os.listdir(tmp_path)) == [busy, other, "x"]
     files.write_bytes(tmp_path / "x", b"whole")
-    assert sorted(os.listdir(tmp_path)) == [".y.other.tmp", "x"]
+    assert sorted(os.listdir(tmp_path)) == [other, "x"]
 
 
 # Full disks.
@@ -584,7 +384,7 @@ def test_two_sweeps_share_a_folder_and_are_killed(nursery, undisturbed, tmp_path
             now = cells(place)
             assert before.items() <= now.items()
             before = now
-        assert (place / "result.npz").read_bytes() == truth
+        assert result_of(place) == truth
         assert len(cells(place)) == CELLS
         finished += 1
     with capsys.disabled():

@@ -40,6 +40,11 @@ def damaged_checkpoint(folder: Path) -> Any:
 CASES: list[Case] = [
     (ValueError, "checkpoint must be in a folder that all processes of the run share, got … run.npz", trained_apart),
     (ValueError, "num_steps must be at least 1, got 0", lambda *_: trained(num_steps=0)),
+    (
+        ValueError,
+        "checkpoint_every_seconds must be positive, got 0",
+        lambda *_: trained(checkpoint_every_seconds=0),
+    ),
     (ValueError, "record_every must be at least 1, got 0", lambda *_: trained(record_every=0)),
     (TypeError, "key must be a key such as jax.random.key(0), got 0", lambda *_: trained(key=0)),
     (TypeError, "design must have a method weights(key, population_size), got 3", lambda *_: trained(3)),
