@@ -183,7 +183,8 @@ def observe(
 def observed(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """The same optimizer for loops that call ``update`` themselves: its monitors are shown batches by :func:`observe`.
 
-    Where ``update`` is called without what they need, they leave their state alone in place of raising.
+    Where ``update`` is called without what they need, they leave their state alone in place of raising. What wraps an
+    optimizer may not hand on anything either, so this one goes inside: ``optax.MultiSteps(observed(optimizer), 4)``.
     """
     inner = optax.with_extra_args_support(optimizer)
 
