@@ -66,7 +66,7 @@ def default_promotion():
 
 @pytest.mark.parametrize("lazily", [False, True])
 def test_train_state(expected, lazily) -> None:
-    """``apply_gradients`` hands nothing on to ``update``; where only some steps measure, a function saves the others."""
+    """``apply_gradients`` hands nothing on to ``update``; a function saves the steps at which nothing is measured."""
 
     @jax.jit
     def train_step(state, batch):
