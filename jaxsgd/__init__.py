@@ -22,6 +22,7 @@ You ask … → look in …
     how noisy is my gradient?                              noise_scale, of the module noise; signal_to_noise
     what batch size is worth it?                           batch_size
     is my batch loss an average of losses?                 check_additivity; batch_losses are those that are not
+    does my accumulated step apply its gradient?           check_accumulation
     may gradient and expectation be exchanged?             exchange
     a run of SGD, many runs, a grid of them                training, monitors, tracking, sweeps
     does old gradients' knowledge reduce the noise?        variance_reduction
@@ -61,7 +62,7 @@ from jaxsgd import (
     training,
     variance_reduction,
 )
-from jaxsgd.additivity import check_additivity
+from jaxsgd.additivity import check_accumulation, check_additivity
 from jaxsgd.checks import check_per_example
 from jaxsgd.kernels import PerExampleGradients, per_example_gradients
 from jaxsgd.moments import GradientMoments, gradient_moments
@@ -80,6 +81,7 @@ __all__ = [
     "additivity",
     "batch_losses",
     "batch_size",
+    "check_accumulation",
     "check_additivity",
     "check_per_example",
     "checks",

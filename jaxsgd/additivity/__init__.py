@@ -18,11 +18,15 @@ batch, and the values F(S) are compared with each of these forms:
 The first form of the table that holds is the answer, so a ratio whose b_i are all equal in this batch is a mean. A loss
 that is its own special case on this batch cannot be told from it: the diagnosis proves the form for the subsets
 evaluated, up to rounding, and refutes it for all batches; it is no theorem about other batches.
+
+:func:`check_accumulation` asks the same of a step that is there already: whether what it does with the microbatches of
+a batch, or with the devices' parts of it, amounts to the gradient of the whole.
 """
 
 from jaxsgd._core.faces import at_home
+from jaxsgd.additivity._accumulation import Accumulation, check_accumulation
 from jaxsgd.additivity._check import Additivity, Discrepancy, check_additivity
 
-__all__ = ["Additivity", "Discrepancy", "check_additivity"]
+__all__ = ["Accumulation", "Additivity", "Discrepancy", "check_accumulation", "check_additivity"]
 
 at_home(__name__, __all__)

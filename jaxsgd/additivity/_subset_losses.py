@@ -125,7 +125,7 @@ class Trial:
         """What rounding errors may be of the loss and of its gradient, relative to their root mean squares."""
         epsilon = self._epsilon()
         relative = [(epsilon, epsilon)]
-        params, batch = (_nudged(tree, epsilon) for tree in (self.params, self.batch))
+        params, batch = (nudged(tree, epsilon) for tree in (self.params, self.batch))
         for family, rows in self.evaluated:
             few = [i for i, m in enumerate(family.sizes) if m in {1, family.unit_size, family.sizes.max()}]
             losses, gradients = self.evaluate([rows[i] for i in few], params, batch)
@@ -238,7 +238,7 @@ def example_rows(batch: PyTree) -> np.ndarray:
     return np.concatenate([array.view(np.uint8).reshape(len(array), -1) for array in arrays], axis=1)
 
 
-def _nudged(tree: PyTree, epsilon: float) -> PyTree:
+def nudged(tree: PyTree, epsilon: float) -> PyTree:
     """Every real number changed by ±ε, relatively, with signs drawn once and for all."""
     generator = np.random.default_rng(0)
 

@@ -24,7 +24,12 @@ class BatchLoss:
 
     @classmethod
     def of(
-        cls, batch_loss_fn: Callable[..., Any], params: PyTree, batch: PyTree, key: Array | None = None
+        cls,
+        batch_loss_fn: Callable[..., Any],
+        params: PyTree,
+        batch: PyTree,
+        key: Array | None = None,
+        count: int | None = None,
     ) -> "BatchLoss":
         """The loss that a function is, found out on ``batch``, without evaluating it.
 
@@ -34,6 +39,7 @@ class BatchLoss:
             params: its first argument.
             batch: a pytree of arrays with examples along the first axis of each.
             key: a random key.
+            count: how many examples the batch has, where not every leaf says so.
 
         Raises:
             TypeError: if it is no function, or its value is not real.
@@ -42,7 +48,7 @@ class BatchLoss:
         if not callable(batch_loss_fn):
             raise TypeError(f"batch_loss_fn must be a function, got {validate.describe(batch_loss_fn)}")
         arguments, names = ((), "(params, batch)") if key is None else ((key,), "(params, batch, key)")
-        count = validate.leading_axis(batch=batch)
+        count = validate.leading_axis(batch=batch) if count is None else count
         try:
             out = jax.eval_shape(batch_loss_fn, params, batch, *arguments)
         except Exception as error:

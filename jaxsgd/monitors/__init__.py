@@ -3,15 +3,26 @@
 A monitor goes in front of an optimizer, ``optax.chain(monitors.noise_scale(every=16), optax.adam(1e-3))``, or into the
 ``monitors`` of ``training.run_sgd``. It reads what it needs from the extra arguments of ``update``:
 
-    terms            the batch's :class:`Terms`, or a function that gives them;
-                     per_example_gradients=g does as well, for updates that are ``g.mean()``
-    group_gradients  in place of the terms, for :func:`two_batch_noise_scale`
-    full_gradient    a function without arguments, for :func:`full_gradient_cosine`
-    step             the number of the step; without it, a monitor counts its calls
+    per_example_gradients   those of the batch, g; or terms=, a batch's :class:`Terms`, whose weights may be unequal.
+                            Either may be a function without arguments, called at the steps that measure only
+    group_gradients         in their place, for :func:`two_batch_noise_scale`
+    full_gradient           a function without arguments, for :func:`full_gradient_cosine`
+    grad                    ĝ, where it is at hand; without it, the mean of the terms is taken
+    step                    the number of the step; without it, a monitor counts its calls
 
-and :func:`readings` finds what the monitors of any optimizer state have measured. Under ``vmap`` a schedule saves time
-only if ``step`` is the same for all runs, as ``run_sgd`` has it: a count that is mapped over turns the choice between
-measuring and not into doing both.
+and :func:`readings` finds what the monitors of any optimizer state have measured. A loop that calls ``update`` itself
+and hands on nothing, such as flax's ``TrainState.apply_gradients``, shows them the batch through the state:
+
+    tx = monitors.observed(optax.chain(monitors.noise_scale(every=16), optax.adam(1e-3)))
+    ...
+    state = monitors.observe(state, per_example_gradients=g)
+    state = state.apply_gradients(grads=g.mean())
+
+What is measured is the gradient of the batch, wherever in a chain the monitor stands: it may have been clipped before.
+Inside ``optax.MultiSteps`` the last microbatch of every step is looked at, in front of it each one.
+
+Under ``vmap`` a schedule saves time only if ``step`` is the same for all runs, as ``run_sgd`` has it: a count that is
+mapped over turns the choice between measuring and not into doing both.
 
 Numerators and denominators are averaged apart, with weights that fall by ``decay`` from one measurement to the next,
 and divided when read: a ratio of two noisy estimates has no mean, one of averages is nearly unbiased. Nothing is
@@ -27,7 +38,7 @@ from jaxsgd.monitors._monitors import (
     two_batch_noise_scale,
 )
 from jaxsgd.monitors._terms import Terms, noise_moments
-from jaxsgd.monitors._transformation import MonitorState, readings
+from jaxsgd.monitors._transformation import MonitorState, observe, observed, readings
 
 __all__ = [
     "MonitorState",
@@ -37,6 +48,8 @@ __all__ = [
     "gradient_tests",
     "noise_moments",
     "noise_scale",
+    "observe",
+    "observed",
     "readings",
     "two_batch_noise_scale",
 ]

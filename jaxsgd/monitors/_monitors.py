@@ -23,17 +23,19 @@ from jaxsgd.monitors._terms import (
     groups_of,
     projections,
 )
-from jaxsgd.monitors._transformation import Statistic, as_transformation, require_given
+from jaxsgd.monitors._transformation import Statistic, as_transformation
 
 
 @dataclass(frozen=True, kw_only=True)
 class _NoiseScale(Statistic):
     centered: bool
+    function = "noise_scale"
     sums = ("trace_covariance", "squared_mean_norm")
 
-    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
-        chosen = chosen_leaves(updates, self.where)
-        return dict(zip(self.sums, batch_noise(chosen, self.terms(extra), centered=self.centered), strict=True))
+    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        terms = self.terms(extra)
+        noise = batch_noise(self.gradient(terms, extra), terms, centered=self.centered)
+        return dict(zip(self.sums, noise, strict=True))
 
     def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
         S, G = averages["trace_covariance"], averages["squared_mean_norm"]
@@ -81,6 +83,8 @@ def noise_scale(
 class _TwoBatch(_NoiseScale):
     num_groups: int
     group_size: int | None
+    function = "two_batch_noise_scale"
+    needs = (*Statistic.needs, "group_gradients")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,12 +95,13 @@ class _TwoBatch(_NoiseScale):
     def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         given, size = extra.get("group_gradients"), self.group_size
         if given is not None:
-            require_given("two_batch_noise_scale with group_gradients", group_size=size)
+            if size is None:
+                raise ValueError("group_size must be given to two_batch_noise_scale with group_gradients")
             groups: Any = chosen_leaves(given, self.where)
         else:
             terms = self.terms(extra)
             groups, size = groups_of(terms, self.num_groups), terms.gradients.count // self.num_groups
-        S, G, _ = group_noise(groups, size or 1)
+        S, G, _ = group_noise(groups, size)
         return {"trace_covariance": S, "squared_mean_norm": G}
 
 
@@ -152,6 +157,7 @@ def two_batch_noise_scale(
 @dataclass(frozen=True, kw_only=True)
 class _Snr(Statistic):
     per_coordinate: bool
+    function = "gradient_snr"
     sums = ("trace_covariance", "squared_mean_norm")
 
     def zeros(self, params: PyTree) -> dict[str, Any]:
@@ -160,8 +166,9 @@ class _Snr(Statistic):
         leaves = [jnp.zeros(p.shape, sums.accumulation_dtype(p)) for p in chosen_leaves(params, self.where)]
         return dict.fromkeys(self.sums, leaves)
 
-    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
-        chosen, terms = chosen_leaves(updates, self.where), self.terms(extra)
+    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        terms = self.terms(extra)
+        chosen = self.gradient(terms, extra)
         noise = coordinate_noise(chosen, terms) if self.per_coordinate else batch_noise(chosen, terms, centered=False)
         return dict(zip(self.sums, noise, strict=True))
 
@@ -205,10 +212,12 @@ def gradient_snr(
 
 @dataclass(frozen=True, kw_only=True)
 class _Tests(Statistic):
+    function = "gradient_tests"
     sums = ("variance", "projected_variance", "orthogonal_variance", "squared_norm", "fourth_power")
 
-    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
-        chosen, terms = chosen_leaves(updates, self.where), self.terms(extra)
+    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        terms = self.terms(extra)
+        chosen = self.gradient(terms, extra)
         squared_norm = sums.squared_norm(chosen)
         m = jnp.asarray(terms.count, squared_norm.dtype)
         S, _ = batch_noise(chosen, terms, centered=False)
@@ -254,14 +263,15 @@ def gradient_tests(
 
 @dataclass(frozen=True, kw_only=True)
 class _Cosine(Statistic):
+    function = "full_gradient_cosine"
+    needs = ("full_gradient",)
     sums = ("inner_product", "squared_norm", "full_squared_norm")
 
     def usable(self, extra: Mapping[str, Any]) -> bool:  # noqa: ARG002
         return True
 
     def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:
-        full = extra.get("full_gradient")
-        require_given("full_gradient_cosine", full_gradient=full)
+        full = extra["full_gradient"]
         a, b = chosen_leaves(updates, self.where), chosen_leaves(full() if callable(full) else full, self.where)
         products = [jnp.sum(sums.accumulated(x) * sums.accumulated(y)) for x, y in zip(a, b, strict=True)]
         values = (sums.total(products), sums.squared_norm(a), sums.squared_norm(b))

@@ -38,6 +38,15 @@ class Terms:
         """m, the number of examples in the batch."""
         return self.gradients.count if self.drawn is None else self.drawn.sum()
 
+    def mean(self) -> PyTree:
+        """ĝ, the mean of the terms, a pytree like ``params``."""
+
+        def mean(leaf: Array) -> Array:
+            n, m, factor = (jnp.asarray(x, leaf.dtype) for x in (self.gradients.count, self.count, self.factor))
+            return factor * (n / m) * leaf
+
+        return jax.tree.map(mean, self.gradients.mean())
+
     def only(self, where: Where | None) -> "Terms":
         """The terms of the parameters whose path ``where`` accepts."""
         if where is None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from jaxsgd._core import sums, validate
 from jaxsgd._core.meshes import on_any_mesh
-from jaxsgd.monitors._terms import Terms, Where
+from jaxsgd.monitors._terms import Terms, Where, chosen_leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Statistic(ABC):
     decay: float
     where: Where | None
     name: str
+    function: ClassVar[str]  # of this package, that makes the monitor
+    needs: ClassVar[tuple[str, ...]] = ("per_example_gradients", "terms")  # any one of them
     sums: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
@@ -51,19 +53,40 @@ class Statistic(ABC):
         """Whether the batch is large enough: of fewer than two examples there is no variance."""
         return True if "group_gradients" in extra else self.terms(extra).count >= 2
 
+    def is_shown(self, extra: Mapping[str, Any]) -> bool:
+        """Whether there is a batch to look at."""
+        return any(extra.get(name) is not None for name in self.needs)
+
+    def require_shown(self, extra: Mapping[str, Any]) -> None:
+        """Raise, saying how a batch is shown, unless there is one."""
+        if not self.is_shown(extra):
+            raise ValueError(
+                f"{self.needs[0]} must be given to update for monitors.{self.function}: "
+                f"optimizer.update(grads, state, params, {self.needs[0]}=...); in a loop that calls update itself, "
+                "as flax's TrainState does, wrap the optimizer in monitors.observed, and show the monitors each batch "
+                f"by state = monitors.observe(state, {self.needs[0]}=...)"
+            )
+
     def terms(self, extra: Mapping[str, Any]) -> Terms:
         """The terms of the batch, for the parameters that are looked at."""
-        given = extra.get("terms", extra.get("per_example_gradients"))
-        require_given(type(self).__name__, terms=given)
-        given = given() if callable(given) else given
-        return (given if isinstance(given, Terms) else Terms(given)).only(self.where)
+        return terms_of(extra).only(self.where)
+
+    def gradient(self, terms: Terms, extra: Mapping[str, Any]) -> list[Array]:
+        """The leaves of ĝ that are looked at: of ``grad``, or else the mean of the terms.
+
+        They are not taken from the updates, which other transformations have changed by then: clipped, or averaged over
+        several batches by ``optax.MultiSteps``.
+        """
+        given = extra.get("grad")
+        return jax.tree.leaves(terms.mean()) if given is None else chosen_leaves(given, self.where)
 
 
-def require_given(who: str, **named: Any) -> None:
-    """Raise if a value that somebody needs is None."""
-    for name, value in named.items():
-        if value is None:
-            raise ValueError(f"{name} must be given to {who}")
+def terms_of(extra: Mapping[str, Any]) -> Terms:
+    """The terms of a batch, of all parameters."""
+    given = extra.get("terms")
+    given = extra["per_example_gradients"] if given is None else given
+    given = given() if callable(given) else given
+    return given if isinstance(given, Terms) else Terms(given)
 
 
 @jax.tree_util.register_dataclass
@@ -98,6 +121,84 @@ def readings(state: PyTree) -> dict[str, Array]:
     return found
 
 
+def observe(
+    state: PyTree,
+    *,
+    per_example_gradients: Any = None,
+    terms: Any = None,
+    group_gradients: PyTree = None,
+    full_gradient: Any = None,
+    grad: PyTree = None,
+    step: Any = None,
+) -> PyTree:
+    """Show a batch to all monitors in a state, where the loop that calls ``update`` does not hand it on.
+
+    The optimizer is wrapped in :func:`observed`, so that its monitors do not wait for a batch in ``update``.
+
+    Args:
+        state: any pytree with the state of the optimizer in it, such as flax's ``TrainState`` as a whole.
+        per_example_gradients: those of the batch, or a function without arguments that gives them, which is called
+            where a monitor measures only.
+        terms: in their place, :class:`Terms`.
+        group_gradients: in their place, for :func:`two_batch_noise_scale`.
+        full_gradient: for :func:`full_gradient_cosine`.
+        grad: ĝ, where it is at hand and no more than the mean of the terms.
+        step: the number of the step; without it, a monitor counts the batches that it was shown.
+
+    Returns:
+        The state, of the same structure.
+
+    Raises:
+        ValueError: if there is no monitor in the state, or a monitor's batch is not given.
+
+    >>> from jaxsgd import monitors, per_example_gradients, problems
+    >>> loss_fn, params, data = problems.line_fit()
+    >>> optimizer = observed(optax.chain(monitors.noise_scale(), optax.sgd(0.1)))
+    >>> g = per_example_gradients(loss_fn)(params, data)
+    >>> state = observe(optimizer.init(params), per_example_gradients=g)
+    >>> updates, state = optimizer.update(g.mean(), state, params)
+    >>> round(float(readings(state)["trace_covariance"]), 4)
+    21.0
+    """
+    given = {
+        "per_example_gradients": per_example_gradients,
+        "terms": terms,
+        "group_gradients": group_gradients,
+        "full_gradient": full_gradient,
+        "grad": grad,
+        "step": step,
+    }
+    shown = {name: value for name, value in given.items() if value is not None}
+    if not any(map(_is_state, jax.tree.leaves(state, is_leaf=_is_state))):
+        raise ValueError(
+            "state must hold the state of a monitor, as that of monitors.observed(optax.chain(monitors.noise_scale(), "
+            f"optimizer)) does, got {jax.tree.structure(state)}"
+        )
+
+    def look(node: Any) -> Any:
+        return _measured(node, None, shown) if _is_state(node) else node
+
+    return jax.tree.map(look, state, is_leaf=_is_state)
+
+
+def observed(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same optimizer for loops that call ``update`` themselves: its monitors are shown batches by :func:`observe`.
+
+    Where ``update`` is called without what they need, they leave their state alone in place of raising. What wraps an
+    optimizer may not hand on anything either, so this one goes inside: ``optax.MultiSteps(observed(optimizer), 4)``.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
+        updates, state = inner.update(updates, state, params, **(extra | {_OBSERVED: True}))
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+_OBSERVED = "monitors_are_observed"  # the extra argument by which ``observed`` reaches the monitors of any chain
+
+
 @lru_cache(maxsize=1024)  # equal monitors are one object, so that they share compilations
 def as_transformation(statistic: Statistic) -> optax.GradientTransformationExtraArgs:
     """A transformation that leaves updates alone and measures ``statistic`` at the steps that ``every`` divides."""
@@ -111,23 +212,44 @@ def as_transformation(statistic: Statistic) -> optax.GradientTransformationExtra
         params: PyTree | None = None,  # noqa: ARG001
         **extra: Any,
     ) -> tuple[PyTree, MonitorState]:
-        step = extra.get("step", state.calls)
-
-        def measured() -> tuple[Any, Any]:
-            fresh = on_any_mesh(statistic.measure)(updates, extra)
-            usable, decay = statistic.usable(extra), statistic.decay
-
-            def merged(old: Array, new: Array) -> Array:
-                average = decay * old + (1 - decay) * new.astype(old.dtype)
-                return average if usable is True else jnp.where(usable, average, old)
-
-            return merged(state.weight, jnp.ones(())), jax.tree.map(merged, state.totals, fresh)
-
-        def kept() -> tuple[Any, Any]:
-            return state.weight, state.totals
-
-        always = statistic.every == 1
-        weight, totals = measured() if always else jax.lax.cond(step % statistic.every == 0, measured, kept)
-        return updates, replace(state, calls=state.calls + 1, weight=weight, totals=totals)
+        if _OBSERVED in extra and not statistic.is_shown(extra):
+            return updates, state
+        return updates, _measured(state, updates, extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _measured(state: MonitorState, updates: PyTree, extra: Mapping[str, Any]) -> MonitorState:
+    """The state of a monitor after one more batch; without updates, of which the gradient ĝ takes the place."""
+    statistic = state.statistic
+    statistic.require_shown(extra)
+
+    def measured() -> tuple[Any, Any]:
+        fresh = on_any_mesh(statistic.measure)(_gradient(extra) if updates is None else updates, extra)
+        usable, decay = statistic.usable(extra), statistic.decay
+
+        def merged(old: Array, new: Array) -> Array:
+            average = decay * old + (1 - decay) * new.astype(old.dtype)
+            return average if usable is True else jnp.where(usable, average, old)
+
+        return merged(state.weight, jnp.ones(())), jax.tree.map(merged, state.totals, fresh)
+
+    def kept() -> tuple[Any, Any]:
+        return state.weight, state.totals
+
+    if statistic.every == 1:
+        weight, totals = measured()
+    else:
+        step = extra.get("step", state.calls)
+        weight, totals = jax.lax.cond(step % statistic.every == 0, measured, kept)
+    return replace(state, calls=state.calls + 1, weight=weight, totals=totals)
+
+
+@on_any_mesh
+def _gradient(extra: Mapping[str, Any]) -> PyTree:
+    """ĝ, from whatever is given of the batch."""
+    if "grad" in extra:
+        return extra["grad"]
+    if "group_gradients" in extra:
+        return jax.tree.map(lambda leaf: leaf.mean(axis=0), extra["group_gradients"])
+    return terms_of(extra).mean()

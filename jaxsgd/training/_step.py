@@ -65,7 +65,8 @@ class Carry(NamedTuple):
 
 def start(plan: Plan, params: PyTree, key: Array, rate: Any) -> Carry:  # noqa: ARG001 - the same for all runs
     """The state before the first step, with the learning rate in it where it belongs there."""
-    state = plan.transformation(rate).init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        state = plan.transformation(rate).init(params)
     if plan.has_rates and isinstance(plan.optimizer, optax.GradientTransformation):
         if not optax.tree_utils.tree_get_all_with_path(state, "learning_rate"):
             raise ValueError(
@@ -99,7 +100,8 @@ def step(plan: Plan, data: PyTree, number: Any, quiet: bool, carry: Carry, key: 
     if not quiet:
         both = zip(plan.monitors, states, strict=True)
         states = tuple(monitor.update(gradient, state, params, **extra)[1] for monitor, state in both)
-    updates, optimizer = plan.transformation(rate).update(gradient, carry.optimizer, params, **extra)
+    with jax.numpy_dtype_promotion("standard"):  # which Optax is written for, whatever the loss is
+        updates, optimizer = plan.transformation(rate).update(gradient, carry.optimizer, params, **extra)
     return Carry(optax.apply_updates(params, updates), optimizer, states, draws)
 
 

@@ -18,7 +18,22 @@ CASES: list[Case] = [
     (ValueError, "every must be at least 1, got 0", lambda *_: monitors.noise_scale(every=0)),
     (ValueError, "decay must be at least 0 and below 1, got 1.0", lambda *_: monitors.noise_scale(decay=1.0)),
     (ValueError, "num_groups must be at least 2, got 1", lambda *_: monitors.two_batch_noise_scale(num_groups=1)),
-    (ValueError, "terms must be given to _NoiseScale", lambda *_: monitored(monitors.noise_scale())),
+    (
+        ValueError,
+        "per_example_gradients must be given to update for monitors.noise_scale: … monitors.observed … "
+        "state = monitors.observe(state, per_example_gradients=...)",
+        lambda *_: monitored(monitors.noise_scale()),
+    ),
+    (
+        ValueError,
+        "full_gradient must be given to update for monitors.full_gradient_cosine",
+        lambda *_: monitors.observe(monitors.full_gradient_cosine().init(ONE), per_example_gradients=G),
+    ),
+    (
+        ValueError,
+        "state must hold the state of a monitor, as … got PyTreeDef(*)",
+        lambda *_: monitors.observe(ONE, per_example_gradients=G),
+    ),
     (
         ValueError,
         "where must accept at least one parameter, got none",
@@ -40,11 +55,6 @@ CASES: list[Case] = [
         ValueError,
         "group_size must be given to two_batch_noise_scale with group_gradients",
         lambda *_: monitored(monitors.two_batch_noise_scale(), group_gradients=G.materialize()),
-    ),
-    (
-        ValueError,
-        "full_gradient must be given to full_gradient_cosine",
-        lambda *_: monitored(monitors.full_gradient_cosine()),
     ),
     (ValueError, "name must tell monitors apart, got 'noise_scale' twice", lambda *_: twice(monitors.noise_scale())),
 ]

@@ -1,0 +1,194 @@
+"""The gradient of a batch loss on parts of one batch, and how far rounding may take a sum of such gradients.
+
+Parts of a batch are sliced along the axis of every leaf that holds the examples; leaves without one are part of each.
+
+Rounding: with ε the unit of the coarsest dtype in which the loss is computed (known from its jaxpr, so that float32
+parameters do not hide bfloat16 arithmetic), let R be the change of a gradient when every number in params and batch is
+changed by ±ε/2, as if each was rounded once more. A gradient of D equations over l arrays rounds D/l numbers for every
+number so changed, and rounding errors are independent and add in squares (Higham and Mary, SIAM J. Sci. Comput. 41,
+2019): √(D/l) R. Adding k microbatches in the same dtype adds √k ε/2 of the norm, and the sums inside the gradient, of F
+operations for each number of it and accumulated in float32 at least, √F ε'/2. Of a combination Σ c_j g_j the errors are
+√Σ c_j² times that of one microbatch, and two programs for the same differ by √2 times as much.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
+from jaxtyping import Array, PyTree
+
+from jaxsgd._core import validate
+from jaxsgd.additivity._subset_losses import nudged
+from jaxsgd.batch_losses import BatchLoss
+
+Axes = tuple[int | None, ...]  # where each leaf of a batch has its examples
+
+
+@dataclass(frozen=True)
+class Split:
+    """A way of making microbatches.
+
+    Attributes:
+        how: in words, after "microbatches".
+        parts: the examples of each.
+    """
+
+    how: str
+    parts: tuple[np.ndarray, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many examples each microbatch has."""
+        return tuple(len(part) for part in self.parts)
+
+
+def splits(count: int, k: int) -> list[Split]:
+    """The ways in which people make k microbatches of so many examples."""
+    rows = np.arange(count)
+    if count % k == 0:
+        strided = Split(f" of every {k}th example", tuple(rows[start::k] for start in range(k)))
+        return [Split("", tuple(np.split(rows, k))), *([strided] if k < count else [])]
+    size = -(-count // k)
+    short = Split(" of which the last is short", tuple(np.split(rows, range(size, count, size))))
+    even = Split(" of nearly equal size", tuple(np.array_split(rows, k)))
+    filled = count - count % k
+    dropped = Split(f" that leave out the last {count % k} examples", tuple(np.split(rows[:filled], k)))
+    return [*([short] if len(short.parts) == k else []), *([even] if even.sizes != short.sizes else []), dropped]
+
+
+def example_axes(in_axes: Any, batch: PyTree) -> Axes:
+    """The axis of every leaf that ``in_axes``, a prefix of the batch, names.
+
+    Raises:
+        ValueError: if it is no prefix, or names an axis that a leaf does not have.
+    """
+    try:
+        tree = jax.tree.broadcast(in_axes, batch, is_leaf=lambda leaf: leaf is None)
+    except ValueError as error:
+        raise ValueError(f"in_axes must be an axis, None, or a pytree prefix of batch, got {in_axes!r}") from error
+    axes = tuple(jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None))
+    for axis, (path, leaf) in zip(axes, jax.tree_util.tree_leaves_with_path(batch), strict=True):
+        if axis is not None and not (isinstance(axis, int) and 0 <= axis < np.ndim(leaf)):
+            raise ValueError(
+                f"in_axes must name an axis of examples of batch{jax.tree_util.keystr(path)}, of shape "
+                f"{np.shape(leaf)}, or be None where all examples share it, got {axis!r}"
+            )
+    return axes
+
+
+def count_examples(batch: PyTree, axes: Axes) -> int:
+    """How many examples a batch has, or an error."""
+    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(batch)]
+    some = {
+        path: jax.ShapeDtypeStruct(leaf.shape[axis:], leaf.dtype)  # type: ignore[no-untyped-call]
+        for (path, leaf), axis in zip(leaves, axes, strict=True)
+        if axis is not None
+    }
+    return validate.leading_axis(batch=some)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A batch loss at one θ, on parts of one batch."""
+
+    loss: BatchLoss
+    params: PyTree
+    batch: PyTree
+    axes: Axes
+    count: int
+
+    def gradient(self, rows: np.ndarray) -> np.ndarray:
+        """The gradient on some of the examples, as a vector."""
+        return self._gradient(self.params, self.batch, rows)
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """The gradient on all of them."""
+        return self.gradient(np.arange(self.count))
+
+    def _gradient(self, params: PyTree, batch: PyTree, rows: np.ndarray) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):
+            return flat(_gradient_on(self.loss, self.axes, params, batch, jnp.asarray(rows)))
+
+    def rounding(self, dtypes: tuple[Any, ...], k: int) -> Callable[[np.ndarray, np.ndarray], float]:
+        """A function of some examples and their gradient: what rounding may make of it in a sum over k microbatches.
+
+        Args:
+            dtypes: in which another program for the same computes, besides those of the loss.
+            k: how many microbatches are added.
+        """
+        jaxpr = jax.make_jaxpr(jax.value_and_grad(self.loss))(self.params, self.batch).jaxpr
+        found = [dtype for equation in equations(jaxpr) for dtype in floating_dtypes(equation)]
+        found += [leaf.dtype for leaf in jax.tree.leaves(self.params)]
+        unit, unit_of_sums = coarsest(*found, *dtypes), min(coarsest(*found), coarsest(jnp.float32))
+        of_sums = (k**0.5 * unit + self._operations_per_number**0.5 * unit_of_sums) / 2
+        roundings = num_equations(jaxpr) / len(jax.tree.leaves(self.params))
+        params, batch = (nudged(tree, unit) for tree in (self.params, self.batch))
+
+        def of(rows: np.ndarray, gradient: np.ndarray) -> float:
+            response = np.linalg.norm(self._gradient(params, batch, rows) - gradient) / 2
+            return float(roundings**0.5 * response + of_sums * np.linalg.norm(gradient))
+
+        return of
+
+    @cached_property
+    def _operations_per_number(self) -> float:
+        rows = jnp.arange(self.count)
+        step = _gradient_on.lower(self.loss, self.axes, self.params, self.batch, rows)
+        counted = (step.cost_analysis() or {}).get("flops", 0.0)  # a backend may not count; then one for each example
+        return float(max(counted / self.whole.size, self.count))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _gradient_on(loss: BatchLoss, axes: Axes, params: PyTree, batch: PyTree, rows: Array) -> PyTree:
+    leaves, structure = jax.tree.flatten(batch)
+    some = [leaf if axis is None else jnp.take(leaf, rows, axis=axis) for leaf, axis in zip(leaves, axes, strict=True)]
+    return jax.grad(loss)(params, jax.tree.unflatten(structure, some))
+
+
+def flat(tree: PyTree) -> np.ndarray:
+    """All numbers of a pytree as a vector of float64."""
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def coarsest(*dtypes: Any) -> float:
+    """The unit of the coarsest of floating-point dtypes."""
+    return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)  # type: ignore[no-untyped-call]
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[Any]:
+    """Every equation of a program, inside of loops and calls too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def num_equations(jaxpr: Jaxpr) -> int:
+    """How many operations on arrays a program makes, those of a scan as often as it turns."""
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = [num_equations(each) for each in jaxprs_in_params(equation.params)]
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(inner) if inner else 1
+    return total
+
+
+def floating_dtypes(equation: Any) -> list[Any]:
+    """The floating-point dtypes of an equation's results."""
+    dtypes = [getattr(variable.aval, "dtype", None) for variable in equation.outvars]
+    return [dtype for dtype in dtypes if dtype is not None and jnp.issubdtype(dtype, jnp.floating)]
+
+
+def traced_dtypes(function: Any, *arguments: Any) -> tuple[Any, ...]:
+    """The floating-point dtypes that a function computes in, as far as JAX can trace it."""
+    try:
+        closed: ClosedJaxpr = jax.make_jaxpr(function)(*arguments)
+    except Exception:  # a step may look at values, or count its calls
+        return ()
+    return tuple({dtype for equation in equations(closed.jaxpr) for dtype in floating_dtypes(equation)})
