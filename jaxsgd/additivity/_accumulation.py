@@ -92,8 +92,9 @@ def check_accumulation(
     >>> def step(theta, batch):  # the mean over microbatches of means over tokens
     ...     parts = jax.tree.map(lambda leaf: leaf.reshape(2, 2, -1), batch)
     ...     return jax.vmap(jax.grad(token_mean), (None, 0))(theta, parts).mean(axis=0)
-    >>> x, mask = jnp.arange(12.0).reshape(4, 3) ** 2, jnp.arange(3)[None] < jnp.asarray([3, 3, 1, 1])[:, None]
-    >>> found = check_accumulation(step, token_mean, jnp.ones(3), {"x": x, "mask": mask * 1.0}, num_microbatches=2)
+    >>> mask = (jnp.arange(3)[None] < jnp.asarray([3, 3, 1, 1])[:, None]).astype(float)
+    >>> batch = {"x": jnp.arange(12.0).reshape(4, 3) ** 2, "mask": mask}
+    >>> found = check_accumulation(step, token_mean, jnp.ones(3), batch, num_microbatches=2)
     >>> found.passed, found.found, [round(share, 2) for share in found.whole_weights]
     (False, 'mean of microbatches', [0.75, 0.25])
     """
@@ -105,7 +106,7 @@ def check_accumulation(
     count = count_examples(batch, axes)
     validate.at_most(count, "the number of examples", num_microbatches=num_microbatches)
     loss = BatchLoss.of(batch_loss_fn, params, batch, count=count)
-    own_params, own_batch = jax.tree.map(jnp.asarray, devices.automatic((params, batch)))
+    own_params, own_batch = jax.tree.map(lambda leaf: jnp.asarray(devices.on_host(leaf)), (params, batch))
     parts = Parts(loss, own_params, own_batch, axes, count)
     _finite(batch_loss_fn=parts.whole)
 
