@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from jaxsgd._core import files, validate
+from jaxsgd._core import arrays, files, validate
 
 __all__ = ["Kind", "batches", "kind", "load", "rows", "take"]
 
@@ -76,7 +76,7 @@ def kind(data: Any) -> Kind:
     leaves = jax.tree.leaves(data)
     if len(leaves) != 1 or leaves[0] is not data or isinstance(data, np.ndarray | jax.Array):
         return "arrays"
-    _refuse_tables(data)
+    arrays.refuse_tables(data, "data", "arrays, a source or batches")
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return "source"
     return "batches" if isinstance(data, Iterable) else "arrays"
@@ -195,35 +195,19 @@ def _stack(examples: list[Any], indices: np.ndarray) -> PyTree:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def _refuse_tables(data: Any) -> None:
-    """Raise for what has ``len()`` and brackets that mean something else than the examples."""
-    module = type(data).__module__.split(".")[0]
-    if module in ("pandas", "polars") and hasattr(data, "columns"):
-        raise TypeError(
-            f"data must be arrays, a source or batches, got a {module} frame, whose brackets choose columns: pass "
-            "{name: data[name].to_numpy() for name in data.columns}"
-        )
-    if module == "scipy" and hasattr(data, "toarray"):
-        raise TypeError(f"data must be dense arrays, got a sparse {type(data).__name__}: pass data.toarray()")
-
-
 def rows(leaf: Any, some: Any) -> Any:
     """Some rows of an array, in the byte order of this machine, which is all that JAX takes.
 
     Raises:
-        ValueError: if it has masked entries, or is memory-mapped and its file no longer has all the bytes, reading
-            which would end the process.
+        ValueError: if it has masked entries, or integers that JAX has with x64 alone; or if it is memory-mapped and its
+            file no longer has all the bytes, reading which would end the process.
     """
-    if isinstance(leaf, np.ma.MaskedArray):
-        if np.ma.is_masked(leaf):
-            raise ValueError("data must have no masked entries: fill them in, or leave the examples out")
-        leaf = leaf.data
+    leaf = arrays.unmasked(leaf, "data")
     mapped = getattr(leaf, "_mmap", None)
     if mapped is not None and mapped.size() < len(mapped):
         raise ValueError(f"data are no longer whole: the file {leaf.filename} has shrunk while it was read")
-    found = leaf[some]
-    if isinstance(found, np.ndarray) and not found.dtype.isnative:
-        return found.astype(found.dtype.newbyteorder("="))
+    found = arrays.native(leaf[some])
+    arrays.fitting(found, "data", "data")
     return found
 
 

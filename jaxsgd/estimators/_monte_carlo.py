@@ -6,15 +6,35 @@ With ĝ_r the gradient of draw r, m their mean, and v = Σ E[w_i] g_i the mean t
 
 and this over R − 1 is unbiased for tr Cov ĝ, whether or not the stated mean is right. It takes one pass.
 
+How far off it is
+-----------------
+With e = ĝ − v, C = Cov ĝ and s² the variance of ‖e‖², the variance of that estimate is, for R independent draws,
+
+    s²/R + 2 tr C²/(R (R − 1))
+
+(the first term that of the mean of ‖e_r‖², the second that of the products ⟨e_r, e_s⟩ of different draws in ‖m − v‖²;
+W. Hoeffding, Ann. Math. Stat. 19, 1948). The second is all there is where a design draws one of two batches, whose
+errors are e and −e: s² is then 0, and the estimate off by tr C (1 − χ²)/R with a χ² of one degree of freedom. Its tail
+is longer than a normal one: one value in ten thousand exceeds χ² − 1 = 14.1, which is 10 standard deviations. That 4
+standard errors hold this too, the second term is taken (10/4)² = 6.25 times; it is of the order 1/R² all the same.
+There tr C² is the mean of ⟨e_r, u⟩² over independent errors u, those of ``_REFERENCES`` draws of their own, the same for
+all r, so that estimates still merge.
+
+What stays outside is what the draws do not show: that a batch which is not among R draws, as happens in (1 − p)^R of all
+cases if its probability is p, would have changed them. Of the designs that the tests enumerate, 4 standard errors hold
+the truth in all but 1 of 1000 cases from a few thousand draws on, and in all but 10 of 1000 from 250 draws.
+
 With n draws of mean m, variance V and mean squared error q ± s in each of two estimates, Σ‖ĝ_r − m‖² = (n − 1) V gains
 ‖m₁ − m₂‖² n₁n₂/(n₁ + n₂) over the two sums, and n (n − 1) s² gains (q₁ − q₂)² n₁n₂/(n₁ + n₂) (Chan, Golub and LeVeque,
 "Algorithms for computing the sample variance", The American Statistician 37, 1983).
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxsgd import designs, kernels
@@ -47,14 +67,13 @@ def monte_carlo(
             same key, and ``merge`` puts the two together.
 
     Returns:
-        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the R numbers ‖ĝ_r − v‖² over √R,
-            where
-        v is the mean that the design states.
+        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the R numbers ‖ĝ_r − v‖² over √R, for
+        the mean v that the design states, and a term of the order 1/R, all that is left where they are all equal.
 
     Raises:
         TypeError: if ``key`` is not a key.
         ValueError: if there are fewer than two draws, the batch is larger than the population, or a gradient
-            is not finite.
+            is not finite; or if draws are numbered beyond 2³²: continue with another key.
 
     >>> from jaxsgd import problems
     >>> loss_fn, params, data = problems.line_fit()
@@ -67,24 +86,48 @@ def monte_carlo(
     validate.random_key(key=key)
     validate.at_least(2, num_draws=num_draws)
     validate.at_least(0, first_draw=first_draw)
+    validate.at_most(_DRAWS, "what can be folded into a key,", **{"first_draw + num_draws": first_draw + num_draws})
     validate.positive_integer(chunk_size=chunk_size)
     kernels.require_finite(g)
     stated = jnp.asarray(design.mean_weights(g.count))
-    total, errors = jnp.zeros_like(stated), []
+    references = _draw(design, g.count, key, jnp.asarray(np.arange(_DRAWS, 2**32, dtype=np.uint32))) - stated[None]
+    products = _products(g, references)
+    total, errors, cross = jnp.zeros_like(stated), [], []
     for start in range(first_draw, first_draw + num_draws, chunk_size):
-        draws = jnp.arange(start, min(start + chunk_size, first_draw + num_draws))
+        draws = jnp.asarray(np.arange(start, min(start + chunk_size, first_draw + num_draws), dtype=np.uint32))
         deviations = _draw(design, g.count, key, draws) - stated[None]
         total = total + deviations.sum(axis=0)
         errors.append(squared_errors(g, deviations))
+        cross.append(jnp.sum(jnp.matmul(deviations.astype(products.dtype), products, precision="highest") ** 2))
     terms = jnp.concatenate(errors)
     mean_error = squared_errors(g, total[None] / num_draws)[0]
+    squared_covariance = jnp.stack(cross).sum() / float(num_draws * _REFERENCES)
     return Estimate(
         mean=g.weighted_sum(stated + total / num_draws),
         variance=(terms.mean() - mean_error) * (num_draws / (num_draws - 1)),
-        standard_error=terms.std(ddof=1) / num_draws**0.5,
+        standard_error=jnp.sqrt(terms.var(ddof=1) / num_draws + _of_products(squared_covariance, num_draws)),
         num_draws=num_draws,
         mean_squared_error=terms.mean(),
+        squared_covariance=squared_covariance,
     )
+
+
+_REFERENCES = 8  # errors that those of all draws are multiplied with
+_DRAWS = (
+    2**32 - _REFERENCES
+)  # of one key, since ``fold_in`` tells 2³² numbers apart: draw 2³² + r would be draw r again
+_OF_PRODUCTS = 2 * 6.25  # see the head of this module
+
+
+def _of_products(squared_covariance: Any, num_draws: int) -> Any:
+    """The part of the squared standard error that is due to products of different draws."""
+    return squared_covariance * (_OF_PRODUCTS / (num_draws * (num_draws - 1)))
+
+
+@jax.jit
+def _products(g: kernels.PerExampleGradients, deviations: Float[Array, "k n"]) -> Float[Array, "n k"]:
+    """⟨g_i, u⟩ for the errors u = Gᵀ d of a few draws."""
+    return jax.lax.map(lambda d: g.inner_products(g.weighted_sum(d)), deviations).T
 
 
 def merge(first: Estimate, second: Estimate) -> Estimate:
@@ -107,13 +150,22 @@ def merge(first: Estimate, second: Estimate) -> Estimate:
     )
     change = second.mean_squared_error - first.mean_squared_error
     squares = (a - 1) * first.variance + (b - 1) * second.variance + distance * (a * b / count)
-    spread = sum(float(e.num_draws * (e.num_draws - 1)) * e.standard_error**2 for e in (first, second))
+    between = first.squared_covariance * (a / count) + second.squared_covariance * (b / count)
+    spread = sum(
+        float(n * (n - 1)) * (e.standard_error**2 - _of_products(e.squared_covariance, n))
+        for n, e in ((a, first), (b, second))
+    )
     return Estimate(
         mean=jax.tree.map(lambda x, y: x + (y - x) * (b / count), first.mean, second.mean),
         variance=squares / (count - 1),
-        standard_error=((spread + change**2 * (a * b / count)) * quotient(1, count * (count - 1))) ** 0.5,
+        standard_error=(
+            (jnp.maximum(spread, 0) + change**2 * (a * b / count)) * quotient(1, count * (count - 1))
+            + _of_products(between, count)
+        )
+        ** 0.5,
         num_draws=count,
         mean_squared_error=first.mean_squared_error + change * (b / count),
+        squared_covariance=between,
     )
 
 

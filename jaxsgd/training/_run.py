@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxsgd import kernels, tracking
-from jaxsgd._core import devices, validate
+from jaxsgd._core import arrays, devices, validate
 from jaxsgd.designs import batches
 from jaxsgd.training import _step, _validate
 from jaxsgd.training._checkpoint import Checkpoint, digest, program_digest
@@ -117,6 +117,7 @@ def run_sgd(
         if value is not None:
             validate.positive_integer(**{name: value})
     validate.floating_leaves(params=params)
+    data = arrays.readable(data=data)
     population_size = validate.leading_axis(data=data)
     params, data = devices.automatic((params, data))
     validate.scalar_loss(loss_fn, params, data)
