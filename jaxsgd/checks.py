@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxsgd._core import devices, validate
+from jaxsgd._core import arrays, devices, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.tables import si, table
 from jaxsgd.kernels import Loss, PerExampleGradients, trace_batch
@@ -109,6 +109,7 @@ def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examp
     """
     validate.positive_integer(num_examples=num_examples)
     validate.floating_leaves(params=params)
+    batch = arrays.readable(batch=batch)
     count = validate.leading_axis(batch=batch)
     validate.scalar_loss(loss_fn, params, batch)
     validate.deterministic(loss_fn, params, batch)

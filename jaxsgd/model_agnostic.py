@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import validate
+from jaxsgd._core import arrays, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.rational import quotient
 from jaxsgd._core.sums import accumulated, accumulation_dtype, chunked, squared_norm
@@ -93,7 +93,7 @@ def random_sign_moments(
     >>> abs(float(m.trace_covariance) - 15.75) < 3 * float(m.trace_standard_error)
     True
     """
-    _check(loss_fn, params, batch)
+    batch = _checked(loss_fn, params, batch)
     validate.random_key(key=key)
     validate.at_least(2, num_draws=num_draws)
     count = jax.tree.leaves(batch)[0].shape[0]
@@ -123,16 +123,19 @@ def inner_products(loss_fn: Loss, params: PyTree, batch: PyTree, direction: PyTr
     >>> [round(float(product), 6) + 0 for product in inner_products(loss_fn, params, data, direction)]
     [0.0, -3.0, 5.0, -7.0]
     """
-    _check(loss_fn, params, batch)
+    batch = _checked(loss_fn, params, batch)
     leaves, structure = jax.tree.flatten(params)
     validate.like_params(structure, tuple(leaf.shape for leaf in leaves), direction=direction)
     return _directional_derivatives(loss_fn, params, batch, direction)
 
 
-def _check(loss_fn: Loss, params: PyTree, batch: PyTree) -> None:
+def _checked(loss_fn: Loss, params: PyTree, batch: PyTree) -> PyTree:
+    """The batch as JAX reads it."""
     validate.floating_leaves(params=params)
+    batch = arrays.readable(batch=batch)
     validate.leading_axis(batch=batch)
     validate.scalar_loss(loss_fn, params, batch)
+    return batch
 
 
 def _check_finite(moments: Any, loss_fn: Loss, params: PyTree, batch: PyTree) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels, sources
-from jaxsgd._core import devices, meshes, sums, validate
+from jaxsgd._core import arrays, devices, meshes, sums, validate
 from jaxsgd._core.devices import Shards
 from jaxsgd._core.meshes import on_any_mesh
 
@@ -126,6 +126,7 @@ def gradient_moments(
 
     moments_pass.add(data, chunk_size)
     total = moments_pass.total()
+    _require_no_underflow(total)
     if not _is_finite(total):
         starts = range(0, population_size, chunk_size)
         for start, batch in zip(starts, sources.batches(data, chunk_size), strict=True):
@@ -147,6 +148,7 @@ def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
     if not isinstance(g, kernels.PerExampleGradients):
         raise TypeError(f"g must be per-example gradients or their moments, got {validate.describe(g)}")
     m = _of(g, False)
+    _require_no_underflow(m)
     if not _is_finite(m):
         kernels.require_finite(g)
         raise _overflow(m)
@@ -237,7 +239,7 @@ def _stream(moments_pass: _Pass, batches: Iterator[PyTree]) -> GradientMoments:
     """The moments over an iterator, each batch checked while it is at hand."""
     structure: Any = None
     seen = 0
-    for batch in map(meshes.automatic, batches):
+    for batch in map(meshes.automatic, (arrays.readable(data=batch) for batch in batches)):
         size = validate.leading_axis(batch=batch)
         if structure is None:
             structure = jax.tree.structure(batch)
@@ -254,7 +256,9 @@ def _stream(moments_pass: _Pass, batches: Iterator[PyTree]) -> GradientMoments:
         seen += size
     if structure is None:
         raise ValueError("data must have at least one batch, got an empty iterator")
-    return moments_pass.total()
+    total = moments_pass.total()
+    _require_no_underflow(total)
+    return total
 
 
 def _chunk(data: PyTree, start: int, size: int) -> tuple[PyTree, Any]:
@@ -340,6 +344,16 @@ def _is_finite(m: GradientMoments) -> bool:
     if isinstance(m.sum_squared_deviations, jax.core.Tracer):
         return True
     return bool(jnp.isfinite(m.sum_squared_deviations).all() & jnp.isfinite(m.squared_mean_norm))
+
+
+def _require_no_underflow(m: GradientMoments) -> None:
+    """Raise if squares of numbers that are not 0 are: a variance of 0, and a noise scale of 0/0, would be no answer."""
+    if isinstance(m.sum_squared_deviations, jax.core.Tracer):
+        return
+    dtype = m.sum_squared_deviations.dtype
+    squares = m.sum_squared_deviations + m.squared_mean_norm
+    if squares < jnp.finfo(dtype).tiny and any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(m.mean)):  # type: ignore[no-untyped-call]
+        raise ValueError(f"squares of gradients underflow {dtype}: scale the loss up, or use float64 parameters")
 
 
 def _overflow(m: GradientMoments) -> ValueError:

@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from jaxsgd._core import files, validate
+from jaxsgd._core import arrays, files, validate
 from jaxsgd._core.meshes import on_any_mesh
 
 __all__ = ["Kind", "batches", "kind", "load", "rows", "take"]
@@ -79,7 +79,7 @@ def kind(data: Any) -> Kind:
     leaves = jax.tree.leaves(data)
     if len(leaves) != 1 or leaves[0] is not data or isinstance(data, np.ndarray | jax.Array):
         return "arrays"
-    _refuse_tables(data)
+    arrays.refuse_tables(data, "data", "arrays, a source or batches")
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return "source"
     return "batches" if isinstance(data, Iterable) else "arrays"
@@ -183,9 +183,9 @@ def _passing(data: Any) -> Iterator[PyTree]:
 
 def _stack(examples: list[Any], indices: np.ndarray) -> PyTree:
     flat: list[tuple[list[Any], Any]] = [jax.tree.flatten(example) for example in examples]
-    arrays = [[_as_array(leaf) for leaf in leaves] for leaves, _ in flat]
-    structure, shapes = flat[0][1], [array.shape for array in arrays[0]]
-    for index, (_, its_structure), mine in zip(indices, flat, arrays, strict=True):
+    rows_of = [[_as_array(leaf) for leaf in leaves] for leaves, _ in flat]
+    structure, shapes = flat[0][1], [array.shape for array in rows_of[0]]
+    for index, (_, its_structure), mine in zip(indices, flat, rows_of, strict=True):
         its_shapes = [array.shape for array in mine]
         if (its_structure, its_shapes) != (structure, shapes):
             raise ValueError(
@@ -198,19 +198,7 @@ def _stack(examples: list[Any], indices: np.ndarray) -> PyTree:
                 f"examples of data must be arrays, but data[{indices[0]}]{jax.tree_util.keystr(path[:-1])} is a list "
                 "of numbers: make it an array (for a Hugging Face data set, data.with_format('numpy'))"
             )
-    return structure.unflatten(np.stack(column) for column in zip(*arrays, strict=True))
-
-
-def _refuse_tables(data: Any) -> None:
-    """Raise for what has ``len()`` and brackets that mean something else than the examples."""
-    module = type(data).__module__.split(".")[0]
-    if module in ("pandas", "polars") and hasattr(data, "columns"):
-        raise TypeError(
-            f"data must be arrays, a source or batches, got a {module} frame, whose brackets choose columns: pass "
-            "{name: data[name].to_numpy() for name in data.columns}"
-        )
-    if module == "scipy" and hasattr(data, "toarray"):
-        raise TypeError(f"data must be dense arrays, got a sparse {type(data).__name__}: pass data.toarray()")
+    return structure.unflatten(np.stack(column) for column in zip(*rows_of, strict=True))
 
 
 @on_any_mesh
@@ -218,19 +206,15 @@ def rows(leaf: Any, some: Any) -> Any:
     """Some rows of an array, in the byte order of this machine, which is all that JAX takes.
 
     Raises:
-        ValueError: if it has masked entries, or is memory-mapped and its file no longer has all the bytes, reading
-            which would end the process.
+        ValueError: if it has masked entries, or integers that JAX has with x64 alone; or if it is memory-mapped and its
+            file no longer has all the bytes, reading which would end the process.
     """
-    if isinstance(leaf, np.ma.MaskedArray):
-        if np.ma.is_masked(leaf):
-            raise ValueError("data must have no masked entries: fill them in, or leave the examples out")
-        leaf = leaf.data
+    leaf = arrays.unmasked(leaf, "data")
     mapped = getattr(leaf, "_mmap", None)
     if mapped is not None and mapped.size() < len(mapped):
         raise ValueError(f"data are no longer whole: the file {leaf.filename} has shrunk while it was read")
-    found = leaf[some]
-    if isinstance(found, np.ndarray) and not found.dtype.isnative:
-        return found.astype(found.dtype.newbyteorder("="))
+    found = arrays.native(leaf[some])
+    arrays.fitting(found, "data", "data")
     return found
 
 

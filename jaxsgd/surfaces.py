@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels
-from jaxsgd._core import devices, validate
+from jaxsgd._core import arrays, devices, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.kernels import centered_gram
 
@@ -120,6 +120,7 @@ def losses_along(
     [[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 4.0, 0.0]]
     """
     validate.floating_leaves(params=params)
+    data = arrays.readable(data=data)
     validate.leading_axis(data=data)
     validate.scalar_loss(loss_fn, params, data)
     count = validate.leading_axis(directions=directions)

@@ -29,7 +29,8 @@ def stable_index(samples: Float[Array, "n ..."], *, block_size: int) -> Float[Ar
         block_size: K, at least 2.
 
     Raises:
-        ValueError: if n is no multiple of ``block_size``, or a sample is not finite.
+        TypeError, ValueError: if ``samples`` is no array of floating-point numbers, n is no multiple of
+            ``block_size``, or a sample is not finite.
 
     References:
         M. Mohammadi, A. Mohammadpour, H. Ogata, "On estimating the tail index and the spectral measure of multivariate
@@ -42,6 +43,8 @@ def stable_index(samples: Float[Array, "n ..."], *, block_size: int) -> Float[Ar
     2.0
     """
     validate.at_least(2, block_size=block_size)
+    validate.floating_leaves(samples=samples)
+    validate.leading_axis(samples=samples)
     if samples.shape[0] % block_size:
         raise ValueError(f"the number of samples must be a multiple of {block_size}, got {samples.shape[0]}")
     validate.finite_if_known(samples=samples)
@@ -63,7 +66,8 @@ def hill_index(samples: Float[Array, " n"], *, num_largest: int) -> Float[Array,
         num_largest: k, less than n.
 
     Raises:
-        ValueError: if k is not in 1..n−1, or a number is not finite.
+        TypeError, ValueError: if ``samples`` is no vector of floating-point numbers, k is not in 1..n−1, a number is
+            not finite, or the k + 1 largest are not positive.
 
     References:
         B. M. Hill, "A simple general approach to inference about the tail of a distribution", Ann. Statist. 3, 1975.
@@ -72,9 +76,12 @@ def hill_index(samples: Float[Array, " n"], *, num_largest: int) -> Float[Array,
     0.9618
     """
     validate.positive_integer(num_largest=num_largest)
+    validate.floating_leaves(samples=samples)
+    validate.vector(validate.leading_axis(samples=samples), samples=samples)
     validate.at_most(samples.shape[0] - 1, num_largest=num_largest)
     validate.finite_if_known(samples=samples)
     largest = jnp.sort(samples)[::-1][: num_largest + 1]
+    validate.positive_if_known(**{f"the {num_largest + 1} largest of samples": largest})
     return num_largest / jnp.sum(jnp.log(largest[:-1] / largest[-1]))
 
 
@@ -86,12 +93,15 @@ def kesten_index(curvatures: Any, learning_rate: float) -> float:
     not. κ = 2 at the largest learning rate with a stationary variance.
 
     Args:
-        curvatures: the h_i, each as likely as the others.
+        curvatures: the h_i, each as likely as the others, shape (n,).
         learning_rate: η.
 
     Returns:
         κ; infinite where no factor is larger than 1 in size, so that θ stays bounded; 0 where log|1 − ηh| ≥ 0 on the
         average, so that there is no stationary distribution.
+
+    Raises:
+        ValueError: if there are no curvatures, one is not finite, or the learning rate is not positive.
 
     References:
         H. Kesten, "Random difference equations and renewal theory for products of random matrices", Acta Math. 131,
@@ -101,7 +111,11 @@ def kesten_index(curvatures: Any, learning_rate: float) -> float:
     >>> round(kesten_index([0.5, 4.0], 0.55), 9)
     2.314123268
     """
-    factors = np.abs(1 - learning_rate * np.asarray(curvatures, np.float64))
+    h = np.asarray(curvatures, np.float64)
+    validate.finite_vector(curvatures=h)
+    validate.positive(learning_rate=learning_rate)
+    validate.finite(**{"the largest of learning_rate · curvatures": [learning_rate * np.abs(h).max()]})
+    factors = np.abs(1 - learning_rate * h)
     with np.errstate(divide="ignore"):
         logs = np.log(factors)
     if factors.max() <= 1:

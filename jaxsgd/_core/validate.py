@@ -62,6 +62,14 @@ def positive(**named: Any) -> None:
                 raise ValueError(f"{name} must be positive, got {number}")
 
 
+def positive_if_known(**named: Any) -> None:
+    """Raise unless every number of every array is positive, which NaN is not; traced ones are not known."""
+    for name, value in named.items():
+        if not isinstance(value, jax.core.Tracer):
+            values = np.asarray(value, np.float64)
+            positive(**{name: tuple(values.ravel().tolist())})
+
+
 def fraction(**named: Any) -> None:
     """Raise unless every value is strictly between 0 and 1."""
     for name, value in named.items():

@@ -70,13 +70,17 @@ def relative_cost(noise_scale: Any, batch_size: Any) -> RelativeCost:
 
     Args:
         noise_scale: B, a number or an array, at least 0.
-        batch_size: M, numbers that broadcast against B.
+        batch_size: M, positive numbers that broadcast against B.
+
+    Raises:
+        ValueError: if B is negative, or M not positive.
 
     >>> cost = relative_cost(100.0, jnp.asarray([25.0, 100.0, 400.0]))
     >>> cost.steps.tolist(), cost.examples.tolist()
     ([5.0, 2.0, 1.25], [1.25, 2.0, 5.0])
     """
     B = _noise_scale(noise_scale)
+    validate.positive_if_known(batch_size=batch_size)
     M = jnp.asarray(batch_size, B.dtype)
     return RelativeCost(1 + B / M, 1 + M / B)
 
@@ -89,7 +93,7 @@ def adascale_gain(noise_scale: Any, scale: Any, *, base_batch_size: int = 1) -> 
 
     Args:
         noise_scale: B.
-        scale: S, how many batches make one.
+        scale: S, how many batches make one, positive.
         base_batch_size: b, the number of examples in each.
 
     References:
@@ -100,6 +104,7 @@ def adascale_gain(noise_scale: Any, scale: Any, *, base_batch_size: int = 1) -> 
     272.0
     """
     validate.positive_integer(base_batch_size=base_batch_size)
+    validate.positive_if_known(scale=scale)
     relative = _noise_scale(noise_scale) / float(base_batch_size)
     S = jnp.asarray(scale, relative.dtype)
     return jnp.where(jnp.isinf(relative), S, (relative + 1) / (relative / S + 1))
@@ -110,12 +115,18 @@ def cabs_batch_size(trace_covariance: Any, mean_loss: Any, learning_rate: Any) -
 
     It couples the batch to the learning rate α, and changes if a constant is added to the loss.
 
+    Raises:
+        ValueError: if tr Σ is negative, or one of the others not positive.
+
     References:
         L. Balles, J. Romero, P. Hennig, "Coupling adaptive batch sizes with learning rates", UAI 2017.
 
     >>> round(float(cabs_batch_size(15.75, 0.75, 0.05)), 4)
     1.05
     """
+    validate.positive_if_known(mean_loss=mean_loss, learning_rate=learning_rate)
+    if not isinstance(trace_covariance, jax.core.Tracer) and not np.all(np.asarray(trace_covariance) >= 0):
+        raise ValueError(f"trace_covariance must be at least 0, got {trace_covariance}")
     return jnp.asarray(learning_rate) * trace_covariance / mean_loss
 
 

@@ -49,6 +49,7 @@ class GradientTests:
 
         The formula is the published one, or the unbiased one, which is infinite where the statistics are negative.
         """
+        validate.positive(theta=theta, nu=nu)
         if not unbiased:
             return self.count * jnp.maximum(self.inner_product / theta**2, self.orthogonality / nu**2)
         excess = [self.unbiased_inner_product / theta**2, self.unbiased_orthogonality / nu**2]
@@ -56,6 +57,7 @@ class GradientTests:
 
     def norm_batch_size(self, *, theta: float = 0.9, unbiased: bool = True) -> Float[Array, ""]:
         """The size at which the norm test is passed."""
+        validate.positive(theta=theta)
         if not unbiased:
             return self.count * self.norm / theta**2
         return self.count * jnp.where(self.unbiased_norm > 0, self.unbiased_norm / theta**2, jnp.inf)

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsgd import designs
-from jaxsgd._core import sums, validate
+from jaxsgd._core import arrays, sums, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.batch_losses import BatchLoss, on_sub_batch
 
@@ -102,6 +102,7 @@ def batch_loss_gradient(
     (-8.0, 0.0, 2.167)
     """
     validate.floating_leaves(params=params)
+    data = arrays.readable(data=data)
     count = validate.leading_axis(data=data)
     validate.positive_integer(max_batches=max_batches, chunk_size=chunk_size)
     loss = BatchLoss.of(batch_loss_fn, params, data)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import validate
+from jaxsgd._core import arrays, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch
 from jaxsgd.kernels._recomputed import recomputed
@@ -55,6 +55,7 @@ def per_example_gradients(
     @partial(on_any_mesh, per_example=True)
     def gradients(params: PyTree, batch: PyTree) -> PerExampleGradients:
         validate.floating_leaves(params=params)
+        batch = arrays.readable(batch=batch)
         count = validate.leading_axis(batch=batch)
         validate.scalar_loss(loss_fn, params, batch)
         if memory_limit is None:
@@ -105,7 +106,9 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
         raise TypeError(f"g must be what per_example_gradients returns, got {validate.describe(g)}")
     if isinstance(g.example_losses, jax.core.Tracer):
         return
-    if jnp.isfinite(g.squared_norms()).all():
+    norms = g.squared_norms()
+    largest, tiny = float(norms.max()), float(jnp.finfo(norms.dtype).tiny)  # type: ignore[no-untyped-call]
+    if tiny <= largest < np.inf:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(g.materialize()):
         index, value = _first_not_finite(leaf) if leaf.size else (0, 0.0)
@@ -114,8 +117,13 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
                 f"gradients must be finite, got {value} for example {first_index + int(index)} "
                 f"in params{jax.tree_util.keystr(path)}"
             )
-    dtype = g.squared_norms().dtype
-    raise ValueError(f"squared gradient norms overflow {dtype}: scale the loss down, or use float64 parameters")
+        if largest < tiny and leaf.size and jnp.any(leaf != 0):
+            raise ValueError(
+                f"squared gradient norms underflow {norms.dtype}: scale the loss up, or use float64 parameters"
+            )
+    if largest < tiny:  # all gradients are 0
+        return
+    raise ValueError(f"squared gradient norms overflow {norms.dtype}: scale the loss down, or use float64 parameters")
 
 
 @jax.jit

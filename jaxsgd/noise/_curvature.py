@@ -67,6 +67,7 @@ class HessianNoiseScale:
 
     def _factor(self, batch_size: Any) -> Any:
         """c_M = (N − M)/(M(N − 1)); 0 for a population of one."""
+        validate.positive_if_known(batch_size=batch_size)
         N = jnp.asarray(self.population_size, self.noise_curvature.dtype)  # whose products integers may not hold
         return (N - batch_size) / batch_size / jnp.maximum(N - 1, 1)
 

@@ -157,6 +157,9 @@ def two_batch_noise_scale(
     Returns:
         :class:`NoiseScale` without an interval.
 
+    Raises:
+        TypeError, ValueError: if a size is out of its range, or the gradients are not finite or of other parameters.
+
     References:
         S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162,
         2018, appendix A.1.
@@ -170,6 +173,15 @@ def two_batch_noise_scale(
     if population_size is not None:
         validate.positive_integer(population_size=population_size)
         validate.at_most(population_size, "the population size", batch_size=big_size)
+    small, big = (
+        (jax.tree.structure(gradient), [jnp.shape(leaf) for leaf in jax.tree.leaves(gradient)])
+        for gradient in (small_gradient, big_gradient)
+    )
+    if small != big:
+        raise ValueError(
+            "big_gradient must be of the same parameters as small_gradient, with the same structure and shapes"
+        )
+    validate.floating_leaves(small_gradient=small_gradient, big_gradient=big_gradient)
     validate.finite_if_known(small_gradient=small_gradient, big_gradient=big_gradient)
     small, big = (sums.squared_norm(gradient) for gradient in (small_gradient, big_gradient))
     c_small, c_big = (variance_factor(size, population_size) for size in (small_size, big_size))
@@ -231,7 +243,15 @@ def noise_scale_law(g: kernels.PerExampleGradients, batch_size: int) -> NoiseSca
 
 
 def variance_factor(batch_size: int, population_size: int | None) -> float:
-    """c_M: 1/M, or (N − M)/(M(N − 1)) for M of N without replacement."""
+    """c_M: 1/M, or (N − M)/(M(N − 1)) for M of N without replacement.
+
+    Raises:
+        TypeError, ValueError: if M, or N if it is not None, is not a positive integer, or M > N.
+    """
+    validate.positive_integer(batch_size=batch_size)
+    if population_size is not None:
+        validate.positive_integer(population_size=population_size)
+        validate.at_most(population_size, "the population size", batch_size=batch_size)
     if population_size is None:
         return 1 / batch_size
     return (population_size - batch_size) / (batch_size * max(population_size - 1, 1))

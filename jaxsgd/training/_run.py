@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxsgd import kernels, shell, tracking
-from jaxsgd._core import devices, validate
+from jaxsgd._core import arrays, devices, validate
 from jaxsgd._core.fingerprints import digest, program_digest
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.designs import batches
@@ -124,6 +124,7 @@ def run_sgd(
             validate.positive_integer(**{name: value})
     validate.positive(checkpoint_every_seconds=checkpoint_every_seconds)
     validate.floating_leaves(params=params)
+    data = arrays.readable(data=data)
     population_size = validate.leading_axis(data=data)
     validate.scalar_loss(loss_fn, params, data)
     validate.deterministic(loss_fn, params, data)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxsgd import batch_size
-from tests.support.error_helpers import Case
+from tests.support.error_helpers import Case, G
 
 
 def tradeoff(batch_sizes: Any = (1, 2, 4), steps: Any = (8.0, 5.0, 3.5), **options: Any) -> Any:
@@ -22,6 +22,22 @@ CASES: list[Case] = [
         ValueError,
         "noise_scale must be at least 0, got -5.25",
         lambda *_: batch_size.critical_batch_size(np.array([1.0, -5.25])),
+    ),
+    (ValueError, "batch_size must be positive, got -1.0", lambda *_: batch_size.relative_cost(8.0, -1)),
+    (ValueError, "batch_size must be positive, got nan", lambda *_: batch_size.relative_cost(8.0, np.nan)),
+    (ValueError, "scale must be positive, got 0.0", lambda *_: batch_size.adascale_gain(8.0, 0)),
+    (
+        ValueError,
+        "trace_covariance must be at least 0, got nan",
+        lambda *_: batch_size.cabs_batch_size(np.nan, 1.0, 0.1),
+    ),
+    (ValueError, "mean_loss must be positive, got 0.0", lambda *_: batch_size.cabs_batch_size(1.0, 0.0, 0.1)),
+    (ValueError, "learning_rate must be positive, got -0.1", lambda *_: batch_size.cabs_batch_size(1.0, 1.0, -0.1)),
+    (ValueError, "theta must be positive, got 0", lambda *_: batch_size.gradient_tests(G).batch_size(theta=0)),
+    (
+        ValueError,
+        "theta must be positive, got nan",
+        lambda *_: batch_size.gradient_tests(G).norm_batch_size(theta=np.nan),
     ),
     (ValueError, "steps must be a non-empty vector, got shape (0,)", lambda *_: tradeoff((), ())),
     (ValueError, "steps must be finite, got nan", lambda *_: tradeoff(steps=(8.0, np.nan, 3.5))),

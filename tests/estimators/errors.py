@@ -58,6 +58,11 @@ CASES: list[Case] = [
     ),
     (
         ValueError,
+        "first_draw + num_draws must be at most what can be folded into a key, 4294967288, got 4294967303",
+        lambda *_: estimators.monte_carlo(designs.Blocks(2), G, key=KEY, num_draws=2, first_draw=2**32 + 5),
+    ),
+    (
+        ValueError,
         "num_draws must be at least 2, got 1",
         lambda *_: estimators.monte_carlo_curve(G, key=KEY, num_draws=1),
     ),

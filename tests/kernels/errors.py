@@ -1,13 +1,17 @@
 """Every way to be refused by ``kernels``: the exception, its message, and the call that gives it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxsgd
 from jaxsgd import designs, estimators, moments, variance_reduction
+from jaxsgd._core import memory
 from tests.support.error_helpers import KEY, NOT_FINITE, ONE, PAIR, TWO_BY_TWO, Case, G, bad_data, gradients, recomputed
 from tests.support.registry import gradients_given, linear_loss, measured
 
@@ -16,6 +20,26 @@ def equinox_module(folder: Path, _: Any) -> Any:
     import equinox as eqx
 
     return gradients(lambda net, x: net(x)[0], eqx.nn.MLP(2, 1, 3, 1, key=KEY), TWO_BY_TWO)
+
+
+def without_memory(_: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10**9)
+    return gradients(batch=jnp.ones(20_000)).gram()
+
+
+def a_frame(*_: Any) -> Any:
+    return gradients(batch=pytest.importorskip("pandas").DataFrame({"x": [1.0, 2.0]}))
+
+
+def a_sparse_array(*_: Any) -> Any:
+    from scipy.sparse import csr_array
+
+    return gradients(batch=csr_array(np.eye(2)))
+
+
+def without_x64(call: Callable[[], Any]) -> Any:
+    with jax.enable_x64(False):
+        return call()
 
 
 CASES: list[Case] = [
@@ -153,6 +177,43 @@ CASES: list[Case] = [
         ValueError,
         "squared gradient norms overflow float32: scale the loss down, or use float64 parameters",
         lambda *_: moments.of(measured(gradients_given([1e30], jnp.float32))),
+    ),
+    (
+        ValueError,
+        "squared gradient norms underflow float32: scale the loss up, or use float64 parameters",
+        lambda *_: estimators.with_replacement_variance(measured(gradients_given([1e-20, -2e-20], jnp.float32))),
+    ),
+    (
+        ValueError,
+        "squares of gradients underflow float32: scale the loss up, or use float64 parameters",
+        lambda *_: moments.of(measured(gradients_given([1e-20, 2e-20], jnp.float32))),
+    ),
+    (
+        ValueError,
+        "a Gram matrix of 20000 by 20000 examples takes 6.4e+09 bytes, and 1e+09 are free: take fewer",
+        without_memory,
+    ),
+    (TypeError, "batch must be arrays, got a pandas frame, whose brackets choose columns", a_frame),
+    (TypeError, "batch must be dense arrays, got a sparse csr_array: pass batch.toarray()", a_sparse_array),
+    (
+        ValueError,
+        "batch must have no masked entries: fill them in, or leave the examples out",
+        lambda *_: gradients(batch=np.ma.masked_equal(np.arange(3.0), 1)),
+    ),
+    (
+        ValueError,
+        "batch must be integers from -2147483648 to 2147483647, as JAX has without jax_enable_x64, but batch['id'] has "
+        "2147483648",
+        lambda *_: without_x64(lambda: gradients(batch={"id": np.array([0, 2**31])})),
+    ),
+    (
+        ValueError,
+        "data must be integers from 0 to 4294967295, as JAX has without jax_enable_x64, but data has 4294967296",
+        lambda *_: without_x64(
+            lambda: moments.gradient_moments(
+                lambda p, e: p * e["x"], jnp.ones(()), {"x": np.ones(2), "id": np.array([0, 2**32], np.uint64)}
+            )
+        ),
     ),
     (
         ValueError,

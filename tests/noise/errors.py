@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsgd
-from jaxsgd import moments, problems
+from jaxsgd import moments, noise, problems
 from jaxsgd.noise_scale import noise_scale_law
 from tests.support.error_helpers import ONE, Case, G
 
@@ -15,6 +15,23 @@ CASES: list[Case] = [
         lambda *_: jaxsgd.two_batch_noise_scale(
             {"a": jnp.ones(2)}, {"a": jnp.asarray([1.0, np.nan])}, small_size=1, big_size=2
         ),
+    ),
+    (
+        ValueError,
+        "big_gradient must be of the same parameters as small_gradient, with the same structure and shapes",
+        lambda *_: jaxsgd.two_batch_noise_scale({"a": ONE}, {"b": ONE}, small_size=1, big_size=2),
+    ),
+    (
+        ValueError,
+        "big_gradient must be of the same parameters as small_gradient, with the same structure and shapes",
+        lambda *_: jaxsgd.two_batch_noise_scale(jnp.ones(2), jnp.ones(3), small_size=1, big_size=2),
+    ),
+    (ValueError, "batch_size must be at least 1, got 0", lambda *_: noise.variance_factor(0, None)),
+    (ValueError, "batch_size must be at most the population size 4, got 5", lambda *_: noise.variance_factor(5, 4)),
+    (
+        ValueError,
+        "batch_size must be positive, got -1.0",
+        lambda *_: jaxsgd.hessian_noise_scale(*problems.line_fit()).learning_rate(-1),
     ),
     (
         ValueError,

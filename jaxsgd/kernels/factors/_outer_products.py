@@ -254,7 +254,7 @@ class OuterProducts(Factor):
             return Dense(self.materialize()).gram(other)
         (left, right), (left2, right2) = self._arrays(), other._arrays()
         t, s = self.sizes[1], other.sizes[1]
-        if t == s == 1 or (max(t, s) <= 2 and self._pairs_with(other)):
+        if t == s == 1 or ({t, s} <= {1, 2} and self._pairs_with(other)):
             return total([self._products(p, other, q) for p in range(t) for q in range(s)])
         if self._pairs_with(other):
             return jax.lax.map(lambda ab: _pair_products(ab[0], ab[1], left2, right2), (left, right))
