@@ -86,8 +86,9 @@ def monte_carlo(
     if checkpoint is None:
         drawn = _draw_all(more, drawn, first_draw + num_draws)
     else:
-        settings: dict[str, Any] = {"design": repr(design), "key": digest(key), "gradients": _digest_of(g, checkpoint)}
-        settings |= {"num_draws": num_draws, "first_draw": first_draw, "chunk_size": chunk_size}
+        _require_at_hand((g, drawn), checkpoint)
+        settings: dict[str, Any] = {"num_draws": num_draws, "first_draw": first_draw, "chunk_size": chunk_size}
+        settings |= {"design": repr(design), "key": digest(key), "gradients": _digest_of(g)}
         file = StateFile(checkpoint, settings, checkpoint_every_seconds)
         with shell.interruptible(), file.held():
             drawn = _draw_all(more, _read(file) or drawn, first_draw + num_draws, file)
@@ -183,15 +184,18 @@ def _read(file: StateFile) -> _Drawn | None:
     return _Drawn(int(arrays["next_draw"]), jnp.asarray(arrays["total"]), (jnp.asarray(arrays["errors"]),))
 
 
-def _digest_of(g: kernels.PerExampleGradients, checkpoint: str | Path) -> str:
-    """A hash of the gradients by what they are, their values, and not only by what they are computed from."""
-    leaves = jax.tree.leaves(g)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-    if traced or any(devices.is_shared(devices.mesh_of(leaf)) for leaf in leaves):
-        raise ValueError(
-            f"checkpoint must be None under jax.jit and for gradients that several processes share, got {checkpoint}"
-        )
-    return digest([leaves, jax.tree.leaves(g.mean()), g.squared_norms()])
+def _require_at_hand(tree: Any, checkpoint: str | Path) -> None:
+    """Raise unless this process has all the numbers, which it is to write."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.core.Tracer) or devices.is_shared(devices.mesh_of(leaf)):
+            raise ValueError(
+                f"checkpoint must be None under jax.jit and where several processes share arrays, got {checkpoint}"
+            )
+
+
+def _digest_of(g: kernels.PerExampleGradients) -> str:
+    """A hash of the gradients by what they are, not only by what they are computed from."""
+    return digest([jax.tree.leaves(g), jax.tree.leaves(g.mean()), g.squared_norms()])
 
 
 @partial(jax.jit, static_argnums=(0, 1))
