@@ -35,7 +35,6 @@ from tqdm import tqdm
 from experiments import _files
 from experiments._claims import UnconfirmedError, plain
 from experiments._journal import Journal
-from jaxsgd import shell
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -132,6 +131,8 @@ def main(arguments: list[str]) -> int:
 
     SIGTERM and SIGHUP stop it as Ctrl-C does, and end the process as they always do.
     """
+    from jaxsgd import shell
+
     with shell.legible(), shell.interruptible():
         return _obeyed(arguments)
 
@@ -154,6 +155,8 @@ def _obeyed(arguments: list[str]) -> int:
 
 def attempt(stem: str, flags: list[str]) -> int:
     """Run one experiment and print its closing line, or why there is none; the exit status."""
+    from jaxsgd import shell
+
     try:
         print(shell.printable(run(stem, flags)), flush=True)
     except KeyboardInterrupt:

@@ -7,8 +7,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from jaxsgd import shell
-
 Attempt = Callable[[str, list[str]], int]
 """Runs one experiment with some flags, prints what it found, and returns its exit status."""
 
@@ -28,7 +26,7 @@ def attempts(
             yield running[future], *future.result()
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
-            process.terminate()
+            process.terminate()  # at any moment: files are whole or not there
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -43,7 +41,7 @@ def _captured(attempt: Attempt, stem: str, flags: list[str]) -> tuple[int, str, 
     output, errors = io.StringIO(), io.StringIO()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with shell.interruptible(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             status = attempt(stem, flags)
     except KeyboardInterrupt:
         status = 130

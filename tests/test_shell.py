@@ -17,6 +17,7 @@ spec = importlib.util.spec_from_file_location("shell", sys.argv[1])
 shell = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(shell)
 number = int(sys.argv[2])
+signal.signal(number, signal.SIG_DFL)  # under nohup, it is another
 
 def ask():
     os.kill(os.getpid(), number)

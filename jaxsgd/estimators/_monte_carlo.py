@@ -21,8 +21,8 @@ There tr C² is the mean of ⟨e_r, u⟩² over independent errors u, those of `
 for all r, so that estimates still merge.
 
 What stays outside is what the draws do not show: that a batch which is not among R draws, as happens in (1 − p)^R of
-all cases if its probability is p, would have changed them. Of the designs that the tests enumerate, 4 standard errors hold
-the truth in all but 1 of 1000 cases from a few thousand draws on, and in all but 10 of 1000 from 250 draws.
+all cases if its probability is p, would have changed them. Of the designs that the tests enumerate, 4 standard errors
+hold the truth in all but 1 of 1000 cases from a few thousand draws on, and in all but 10 of 1000 from 250 draws.
 
 With n draws of mean m, variance V and mean squared error q ± s in each of two estimates, Σ‖ĝ_r − m‖² = (n − 1) V gains
 ‖m₁ − m₂‖² n₁n₂/(n₁ + n₂) over the two sums, and n (n − 1) s² gains (q₁ − q₂)² n₁n₂/(n₁ + n₂) (Chan, Golub and LeVeque,
@@ -225,7 +225,7 @@ def _more(
     drawn: _Drawn,
 ) -> _Drawn:
     """One chunk more."""
-    draws = jnp.asarray(np.arange(drawn.next_draw, min(drawn.next_draw + size, stop), dtype=np.uint32))
+    draws = jnp.asarray(np.arange(drawn.next_draw, min(drawn.next_draw + chunk_size, stop), dtype=np.uint32))
     deviations = _draw(design, g.count, key, draws) - stated[None]
     crossed = jnp.matmul(deviations.astype(products.dtype), products, precision="highest") ** 2
     errors = jnp.stack([squared_errors(g, deviations), crossed.mean(axis=1)])

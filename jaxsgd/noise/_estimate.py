@@ -173,11 +173,11 @@ def two_batch_noise_scale(
     if population_size is not None:
         validate.positive_integer(population_size=population_size)
         validate.at_most(population_size, "the population size", batch_size=big_size)
-    small, big = (
+    forms = [
         (jax.tree.structure(gradient), [jnp.shape(leaf) for leaf in jax.tree.leaves(gradient)])
         for gradient in (small_gradient, big_gradient)
-    )
-    if small != big:
+    ]
+    if forms[0] != forms[1]:
         raise ValueError(
             "big_gradient must be of the same parameters as small_gradient, with the same structure and shapes"
         )

@@ -114,8 +114,7 @@ def run_sgd(
         :class:`RunResult`. Runs that diverge have losses that are infinite or NaN.
 
     Raises:
-        TypeError, ValueError: naming what is wrong with an argument, with the checkpoint or with a loss at the start.
-        OSError: naming the file, if ``checkpoint`` cannot be written; what it was before is still there.
+        TypeError, ValueError, OSError: naming what is wrong with an argument, a loss at the start or the checkpoint.
     """
     validate.positive_integer(num_steps=num_steps)
     validate.random_key(key=key)

@@ -40,7 +40,7 @@ def drawn_under_jit(folder: Path, _: Any) -> Any:
 
 
 CASES: list[Case] = [
-    (ValueError, "checkpoint must be None under jax.jit and for gradients that … got … draws.npz", drawn_under_jit),
+    (ValueError, "checkpoint must be None under jax.jit and where several … got … draws.npz", drawn_under_jit),
     (
         ValueError,
         "num_draws must be at least 2, got 1",

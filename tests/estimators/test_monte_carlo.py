@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 
 from jaxsgd import estimators
+from jaxsgd._core import state_file
 from jaxsgd.estimators import _monte_carlo
 from tests.support.own_designs import Bernoulli
 from tests.support.registry import DESIGNS, EX_B, PROBLEMS, gradients_given, measured, quick
@@ -243,6 +244,7 @@ def test_interrupted_draws_go_on_to_the_same_estimate(tmp_path, monkeypatch, how
         return draw(design, population_size, key, draws)
 
     monkeypatch.setattr(_monte_carlo, "_draw", some)
+    monkeypatch.setattr(state_file, "_SHARE", 0)  # write at every chance
     with pytest.raises((KeyboardInterrupt, KilledError)):
         estimators.monte_carlo(design, g, **options, checkpoint=path, checkpoint_every_seconds=1e-9)
     before = len(drawn)

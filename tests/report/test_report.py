@@ -401,6 +401,14 @@ def test_files_are_written_into_a_new_folder(whole, page, tmp_path):
         assert path.read_bytes().startswith(start)
 
 
+def test_a_checkpoint_of_names_that_end_alike_comes_back(tmp_path):
+    """Catches w.npy filled with the values of w, whose member of the archive has this name."""
+    params = {"w": jnp.arange(3.0), "w.npy": -jnp.arange(3.0)}
+    save_checkpoint(tmp_path / "p.npz", params)
+    loaded = load_checkpoint(tmp_path / "p.npz", jax.tree.map(jnp.zeros_like, params))
+    assert {name: leaf.tolist() for name, leaf in loaded.items()} == {"w": [0, 1, 2], "w.npy": [0, -1, -2]}
+
+
 def test_a_checkpoint_comes_back(tmp_path):
     params = {"a": [jnp.arange(3.0), jnp.ones((), jnp.bfloat16)], "b": {"w": jnp.ones((2, 0), jnp.float32)}}
     save_checkpoint(tmp_path / "p.npz", params)

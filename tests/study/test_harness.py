@@ -1,7 +1,9 @@
 """What the experiments share: claims that enter what they find, files that are left alone, and public names only."""
 
 import ast
+import io
 import json
+import os
 import sys
 import types
 
@@ -122,6 +124,34 @@ def test_redrawing_enters_new_findings_and_keeps_whose_they_are(experiment):
 )
 def test_same_up_to_rounding(found, stored, is_same):
     assert _files.same(found, stored) == is_same
+
+
+@pytest.mark.parametrize("flags", [["--out", ""], ["--out="]])
+@pytest.mark.parametrize("name", [MADE_UP, "study"])
+def test_no_folder_is_refused(name, flags, tmp_path, monkeypatch, capsys):
+    """Catches figures in whatever folder the command is run in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_harness, "stems", lambda: [MADE_UP])
+    monkeypatch.setattr(_harness, "run", lambda *_: pytest.fail("it was computed"))
+    assert _harness.main([name, "--quick", *flags]) == 2
+    assert capsys.readouterr().err == "error: --out must be the name of a folder, got ''\n"
+
+
+def test_what_a_terminal_cannot_show_is_spelled(experiment, monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii", write_through=True))
+    experiment.module.SUMMARY = "‖ḡ‖² = {sum:.1f}\x1b[2J ✓"
+    experiment([1.0, 2.0])
+    assert buffer.getvalue().startswith(b"made_up: ||g||^2 = 3.0\\x1b[2J +\n")
+
+
+def test_the_umask_says_who_may_read_a_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        _files.write(tmp_path / "x", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
 
 
 def test_an_interrupted_writer_leaves_the_old_file(tmp_path, monkeypatch):

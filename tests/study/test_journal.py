@@ -1,7 +1,9 @@
 """A round over all experiments that was interrupted, or in which one failed, redoes only what is missing."""
 
 import json
+import multiprocessing
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,23 @@ def test_side_by_side():
         ("second", 1, "second ran\n", "claim not confirmed\n"),
         ("third", 0, "third ran\n", ""),
     ]
+
+
+def sleeping(stem: str, flags: list[str]) -> int:
+    time.sleep(0 if stem == "first" else 100)
+    return 0
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_those_beside_it():
+    """A scheduler tells the first only. Catches a wait until they have finished what nobody will collect."""
+    started = time.monotonic()
+    running = _workers.attempts(sleeping, STEMS, [], 2)
+    assert next(running)[0] == "first"
+    with pytest.raises(KeyboardInterrupt):
+        running.throw(KeyboardInterrupt)
+    assert time.monotonic() - started < 90
+    assert not multiprocessing.active_children()
 
 
 def test_side_by_side_what_finished_first_is_shown_first(monkeypatch, tmp_path, capsys):

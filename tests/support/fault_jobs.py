@@ -158,6 +158,8 @@ def fork(job: str, folder: Path) -> int:
         return pid
     status = 1
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # which nohup, for one, has ignored
+        signal.signal(number, signal.SIG_DFL)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output").open("a") as output:
         os.dup2(output.fileno(), 1)

@@ -174,5 +174,6 @@ def killed(nursery, undisturbed, subject: type[Subject], folder: Path, count: in
         assert result_of(place) == truth, "it is not all there"
         assert not left_behind(place), "a file was left half-written"
         finished += 1
+        assert finished < 20 * (count + 1), "no signal has any effect"
         if kills >= count:
             return finished

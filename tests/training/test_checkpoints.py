@@ -24,7 +24,7 @@ class KilledError(BaseException):
     """Nothing is done about it, as nothing is about SIGKILL."""
 
 
-@pytest.mark.parametrize(("seconds", "step"), [(5.0, 16), (60.0, 12), (float("inf"), 0)])
+@pytest.mark.parametrize(("seconds", "step"), [(5.0, 16), (30.0, 12), (float("inf"), 0)])
 def test_a_run_that_rarely_records_is_written_as_time_passes(tmp_path, monkeypatch, seconds, step) -> None:
     """Catches a run of hours that is killed before its second record and begins anew."""
     options = {"num_steps": 20, "record_every": 20, "chunk_size": 4, "num_runs": 2}
