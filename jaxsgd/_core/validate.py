@@ -200,7 +200,11 @@ def leading_axis(**named: Any) -> int:
 
 
 def scalar_loss(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
-    """Raise unless ``loss_fn(params, example)`` is one real number for one example of ``batch``."""
+    """Raise unless ``loss_fn(params, example)`` is one real number for one example of ``batch``.
+
+    An error inside the loss is raised as it is, with a note of what the loss was given; only if the loss takes the
+    whole batch, whose axis it was not given, it is a loss of a batch that is at fault.
+    """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, got {describe(loss_fn)}")
     shapes = ", ".join(
@@ -210,10 +214,13 @@ def scalar_loss(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
     try:
         out = jax.eval_shape(lambda p, b: loss_fn(p, jax.tree.map(lambda leaf: leaf[0], b)), params, batch)
     except Exception as error:
-        raise ValueError(
-            f"loss_fn failed on one example ({shapes}): {type(error).__name__}: {error}\n"
-            "loss_fn takes ONE example, without the batch axis; was it written for a batch?"
-        ) from error
+        if _takes_a_batch(loss_fn, params, batch):
+            raise ValueError(
+                f"loss_fn failed on one example ({shapes}), and gives a number for a batch: {type(error).__name__}: "
+                f"{error}\nloss_fn takes ONE example, without the batch axis; was it written for a batch?"
+            ) from error
+        error.add_note(f"loss_fn failed so on one example ({shapes})")
+        raise
     if not hasattr(out, "shape"):
         raise TypeError(f"loss_fn must return one scalar, got {jax.tree.structure(out)} for one example ({shapes})")
     if out.shape != ():
@@ -223,6 +230,14 @@ def scalar_loss(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(f"loss_fn must return a real floating-point number, got dtype {out.dtype}")
+
+
+def _takes_a_batch(loss_fn: Callable[..., Any], params: Any, batch: Any) -> bool:
+    try:
+        out = jax.eval_shape(loss_fn, params, batch)
+    except Exception:
+        return False
+    return getattr(out, "shape", None) == ()
 
 
 def deterministic(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:

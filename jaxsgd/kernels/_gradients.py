@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsgd._core import validate
 from jaxsgd._core.sums import accumulated, accumulation_dtype, total
 from jaxsgd._core.tables import si, table
-from jaxsgd.kernels._statistic import statistic
+from jaxsgd.kernels._statistic import require_one_batch, statistic
 from jaxsgd.kernels.factors import Factor, Flops
 from jaxsgd.kernels.tracing import loss_and_factors
 
@@ -74,6 +74,7 @@ class PerExampleGradients:
     @property
     def count(self) -> int:
         """n, the number of examples."""
+        require_one_batch(self)
         count: int = self.example_losses.shape[0]
         return count
 
@@ -84,6 +85,7 @@ class PerExampleGradients:
 
     def losses(self) -> Float[Array, " n"]:
         """L(θ, x_i), shape (n,)."""
+        require_one_batch(self)
         return accumulated(self.example_losses)
 
     @statistic()
@@ -189,6 +191,7 @@ class PerExampleGradients:
 
     def take(self, some: Any) -> "PerExampleGradients":
         """The gradients of some of the examples, in the order of ``some``, a slice or an array of indices."""
+        require_one_batch(self)
         factors = tuple(factor.take(some) for factor in self.factors)
         return PerExampleGradients(self.example_losses[some], self.structure, factors, self.rules)
 
@@ -199,6 +202,7 @@ class PerExampleGradients:
         activations; that of the mean is what a plain gradient spends too. The last line has the totals, and what the
         gradients themselves would take.
         """
+        require_one_batch(self)
         indices = self.structure.unflatten(range(len(self.factors)))
         rows = [("parameter", "rule", "kept as", "bytes", *(name.replace("_", " ") for name in Flops._fields))]
         sizes = [sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(f)) for f in self.factors]

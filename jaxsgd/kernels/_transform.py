@@ -32,8 +32,9 @@ def per_example_gradients(
     Raises:
         TypeError: if leaves of ``params`` are not floating-point arrays, those of ``batch`` are not arrays of numbers,
             or if the loss is not one real number.
-        ValueError: if the arrays of ``batch`` differ in length or are empty, if the loss is not scalar or fails on one
-            example (as a loss written for a batch does), or if ``memory_limit`` is less than one example needs.
+        ValueError: if the arrays of ``batch`` differ in length or are empty, if the loss is not scalar or written for
+            a batch (another error inside the loss is raised as it is), or if ``memory_limit`` is less than one example
+            needs.
 
     Guarantees:
         - the same on any number of devices, up to rounding: what is kept of an example stays where the example is.

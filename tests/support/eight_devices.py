@@ -273,3 +273,24 @@ def test_inside_shard_map_every_statistic_may_vary() -> None:
     assert_close(a, b)
     first = jax.tree.map(lambda leaf: leaf[: N // 8], DATA)
     assert_close(a[0], jaxsgd.gradient_moments(loss_fn, PARAMS, first).trace_covariance())
+
+
+def penalized(params: Any, example: Any) -> jax.Array:
+    return loss_fn(params, example) + 0.1 * jnp.sum(params["w"] ** 2)
+
+
+def test_gradients_that_shard_map_returns() -> None:
+    """Outside of it they are those of the whole batch. Catches a sum over examples that is one of each device."""
+
+    def of_part(loss: Any) -> Any:
+        part = jaxsgd.per_example_gradients(loss)
+        return jax.shard_map(part, mesh=mesh(8), in_specs=(P(), P("data")), out_specs=P("data"))(PARAMS, DATA)
+
+    g, expected = of_part(loss_fn), jaxsgd.per_example_gradients(loss_fn)(PARAMS, DATA)
+    for name in ("mean", "squared_norms", "gram", "second_moment", "variance"):
+        found = getattr(g, name)()
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), found, getattr(expected, name)())
+    with pytest.raises(
+        ValueError, match=r"must be computed inside jax\.shard_map, which returned that part once for each"
+    ):
+        of_part(penalized).mean()
