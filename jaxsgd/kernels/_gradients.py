@@ -28,6 +28,13 @@ def trace_batch(loss_fn: Loss, params: PyTree, batch: PyTree) -> "PerExampleGrad
     return PerExampleGradients(losses, jax.tree.structure(params), factors, rules)
 
 
+@partial(jax.jit, static_argnums=0)
+def trace_batch_with_aux(loss_fn: Loss, params: PyTree, batch: PyTree) -> tuple["PerExampleGradients", PyTree]:
+    """The same for a loss that returns (loss, aux), and the aux of each example."""
+    (losses, aux), factors, rules = loss_and_factors(loss_fn, params, batch, has_aux=True)
+    return PerExampleGradients(losses, jax.tree.structure(params), factors, rules), aux
+
+
 # What the arguments of statistics must be.
 
 

@@ -29,6 +29,26 @@ def on_explicit_axes() -> Any:
 
 CASES: list[Case] = [
     (
+        TypeError,
+        "params must be a pytree of arrays, but params['scale'] is 2.0 of type float; write jnp.asarray(2.0), or leave",
+        lambda *_: gradients(params={"w": ONE, "scale": 2.0}),
+    ),
+    (
+        TypeError,
+        "loss_fn must return (loss, aux) with has_aux=True, got PyTreeDef(*)",
+        lambda *_: jaxsgd.per_example_gradients(linear_loss, has_aux=True)(ONE, jnp.ones(2)),
+    ),
+    (
+        TypeError,
+        "key must be a key such as jax.random.key(0), got 3 of type int",
+        lambda *_: jaxsgd.per_example_gradients(lambda p, x, key: p * x)(ONE, jnp.ones(2), key=3),
+    ),
+    (
+        TypeError,
+        "got PyTreeDef((*, *)) for one example (example: ()); has_aux=True is for (loss, aux)",
+        lambda *_: gradients(lambda p, x: (p * x, x)),
+    ),
+    (
         ValueError,
         "statistics are of one batch, and these gradients, … have losses of shape (2, 3): call the statistic inside",
         lambda *_: jax.vmap(lambda p: gradients(params=p, batch=(1.0, 2.0, 3.0)))(jnp.ones(2)).mean(),

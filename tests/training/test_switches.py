@@ -35,7 +35,7 @@ def test_a_monitor_that_has_measured_nothing_yet(name) -> None:
     result = training.run_sgd(
         loss_fn, params, data, optax.adam(0.1), designs.WithReplacement(4), 3, KEY, monitors=[MONITORS[name]]
     )
-    readings = [values for metric, values in result.metrics.items() if metric != "loss"]
+    readings = [np.asarray(values) for metric, values in result.metrics.items() if metric != "loss"]
     assert readings
     for values in readings:
         assert np.isnan(values[0])
