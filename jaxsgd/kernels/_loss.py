@@ -53,10 +53,11 @@ def with_keys(loss_fn: Callable[..., Any], batch: PyTree, key: Array | None, fir
 
 def _keys(key: Array, batch: PyTree, count: int, first: int) -> Array:
     """Inside ``jax.shard_map`` the examples of each device have indices of their own."""
+    indices = first + jnp.arange(count, dtype=jnp.int32)
     axes = tuple(sorted(varying_axes(batch) - varying_axes(key)))
     if axes:
-        return _folded(varying_like(batch, key), jax.lax.axis_index(axes) * count + jnp.arange(count))
-    return _folded(key, first + jnp.arange(count))
+        return _folded(varying_like(batch, key), jax.lax.axis_index(axes) * count + indices)
+    return _folded(key, indices)
 
 
 @jax.jit

@@ -205,7 +205,8 @@ def as_transformation(statistic: Statistic) -> optax.GradientTransformationExtra
     """A transformation that leaves updates alone and measures ``statistic`` at the steps that ``every`` divides."""
 
     def init(params: PyTree) -> MonitorState:
-        return MonitorState(jnp.zeros((), jnp.int32), jnp.zeros(()), statistic.zeros(params), statistic)
+        zeros = statistic.zeros(jax.tree.map(jnp.asarray, params))  # of Python numbers too
+        return MonitorState(jnp.zeros((), jnp.int32), jnp.zeros(()), zeros, statistic)
 
     def update(
         updates: PyTree,
