@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jaxsgd._core import arrays, devices, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.tables import si, table
-from jaxsgd.kernels import Loss, PerExampleGradients, trace_batch
+from jaxsgd.kernels import Loss, PerExampleGradients, WithoutAux, trace_batch, with_keys
 
 __all__ = ["ParameterCheck", "PerExampleCheck", "check_per_example"]
 
@@ -85,7 +85,15 @@ class PerExampleCheck:
 
 
 @on_any_mesh
-def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examples: int = 4) -> PerExampleCheck:
+def check_per_example(
+    loss_fn: Callable[..., Any],
+    params: PyTree,
+    batch: PyTree,
+    *,
+    num_examples: int = 4,
+    key: Array | None = None,
+    has_aux: bool = False,
+) -> PerExampleCheck:
     """Compare every statistic with ``jax.grad(loss_fn)``, called for one example after the other.
 
     The loop's gradients are reduced in float64 by NumPy, parameter by parameter, and compared with what jaxsgd finds
@@ -97,6 +105,8 @@ def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examp
         params: a pytree of floating-point arrays.
         batch: a pytree of arrays with n examples along the first axis of each. Costs are stated for all of them.
         num_examples: how many of them are compared, spread evenly over the batch.
+        key: for ``loss_fn(params, example, key)``; example i has the key fold_in(key, i).
+        has_aux: whether the loss returns ``(scalar, aux)``, of which the second is left out.
 
     Raises:
         TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; if ``num_examples`` is less than 1, the loss
@@ -111,7 +121,9 @@ def check_per_example(loss_fn: Loss, params: PyTree, batch: PyTree, *, num_examp
     validate.floating_leaves(params=params)
     batch = arrays.readable(batch=batch)
     count = validate.leading_axis(batch=batch)
-    validate.scalar_loss(loss_fn, params, batch)
+    validate.scalar_loss(loss_fn, params, batch, key=key, has_aux=has_aux)
+    loss_fn, batch = with_keys(loss_fn, batch, key)
+    loss_fn = WithoutAux(loss_fn) if has_aux else loss_fn
     validate.deterministic(loss_fn, params, batch)
     chosen = np.unique(np.linspace(0, count - 1, num_examples).astype(int))
     few = jax.tree.map(lambda leaf: leaf[chosen], batch)

@@ -10,7 +10,7 @@ Data that are split over devices are reduced where they are: each device merges 
 parts are merged once, at the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -74,12 +74,14 @@ class GradientMoments:
 
 @on_any_mesh
 def gradient_moments(
-    loss_fn: kernels.Loss,
+    loss_fn: Callable[..., Any],
     params: PyTree,
     data: Any,
     *,
     chunk_size: int | None = None,
     per_coordinate: bool = False,
+    key: Array | None = None,
+    has_aux: bool = False,
 ) -> GradientMoments:
     """Compute the :class:`GradientMoments` of all per-example gradients of a data set in one pass.
 
@@ -93,6 +95,8 @@ def gradient_moments(
         chunk_size: how many examples each device differentiates at a time; all at once by default. The last chunk
             may be shorter. The result does not depend on it, nor on the number of devices, up to rounding.
         per_coordinate: keep the variance of every coordinate too, at the memory of one more ``params``.
+        key: for ``loss_fn(params, example, key)``; example i of the data has the key fold_in(key, i).
+        has_aux: whether the loss returns ``(scalar, aux)``; a pass keeps nothing of the aux.
 
     Raises:
         TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; also if a gradient is not finite, naming
@@ -114,12 +118,14 @@ def gradient_moments(
     kind = sources.kind(data)
     if kind == "batches" and chunk_size is not None:
         raise ValueError(f"chunk_size must be None for an iterator of batches, got {chunk_size}")
-    moments_pass = _Pass(loss_fn, params, per_coordinate)
     if kind != "arrays":
-        return _stream(moments_pass, sources.batches(data, chunk_size))
+        return _stream(loss_fn, params, sources.batches(data, chunk_size), per_coordinate, key, has_aux)
     population_size = validate.leading_axis(data=data)
     first = jax.tree.map(lambda leaf: sources.rows(leaf, slice(0, 1)), data)
-    validate.scalar_loss(loss_fn, params, first)
+    validate.scalar_loss(loss_fn, params, first, key=key, has_aux=has_aux)
+    first = kernels.with_keys(loss_fn, first, key)[1]
+    loss_fn, data = _as_taken(loss_fn, data, key, has_aux)
+    moments_pass = _Pass(loss_fn, params, per_coordinate)
     validate.deterministic(loss_fn, params, first)
     chunk_size = population_size if chunk_size is None else chunk_size
     validate.positive_integer(chunk_size=chunk_size)
@@ -133,6 +139,14 @@ def gradient_moments(
             kernels.require_finite(kernels.trace_batch(loss_fn, params, batch), start)
         raise _overflow(total)
     return total
+
+
+def _as_taken(
+    loss_fn: Callable[..., Any], data: PyTree, key: Array | None, has_aux: bool, first: int = 0
+) -> tuple[kernels.Loss, PyTree]:
+    """The loss as one number for each example, which has a key if there is one."""
+    loss_fn, data = kernels.with_keys(loss_fn, data, key, first)
+    return kernels.WithoutAux(loss_fn) if has_aux else loss_fn, data
 
 
 @on_any_mesh
@@ -235,28 +249,39 @@ class _Pass:
         return reduce(merge, parts)
 
 
-def _stream(moments_pass: _Pass, batches: Iterator[PyTree]) -> GradientMoments:
+def _stream(
+    loss_fn: Callable[..., Any],
+    params: PyTree,
+    batches: Iterator[PyTree],
+    per_coordinate: bool,
+    key: Array | None,
+    has_aux: bool,
+) -> GradientMoments:
     """The moments over an iterator, each batch checked while it is at hand."""
     structure: Any = None
     seen = 0
+    moments_pass: Any = None
     for batch in map(meshes.automatic, (arrays.readable(data=batch) for batch in batches)):
         size = validate.leading_axis(batch=batch)
         if structure is None:
             structure = jax.tree.structure(batch)
-            validate.scalar_loss(moments_pass.loss_fn, moments_pass.params, batch)
-            validate.deterministic(moments_pass.loss_fn, moments_pass.params, batch)
+            validate.scalar_loss(loss_fn, params, batch, key=key, has_aux=has_aux)
         if structure != jax.tree.structure(batch):
             raise ValueError(
                 f"batches of data must have the structure of the first, {structure}, got {jax.tree.structure(batch)}"
             )
+        loss, batch = _as_taken(loss_fn, batch, key, has_aux, seen)
+        if moments_pass is None:
+            validate.deterministic(loss, params, batch)
+            moments_pass = _Pass(loss, params, per_coordinate)
         running = moments_pass.add(batch, size)
         if not _is_finite(running.total):
-            kernels.require_finite(kernels.trace_batch(moments_pass.loss_fn, moments_pass.params, batch), seen)
+            kernels.require_finite(kernels.trace_batch(loss, params, batch), seen)
             raise _overflow(running.total)
         seen += size
-    if structure is None:
+    if moments_pass is None:
         raise ValueError("data must have at least one batch, got an empty iterator")
-    total = moments_pass.total()
+    total: GradientMoments = moments_pass.total()
     _require_no_underflow(total)
     return total
 

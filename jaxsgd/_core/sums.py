@@ -77,18 +77,19 @@ def varying_like(arrays: Any, tree: Any) -> Any:
     With respect to parameters that do not vary, ``jax.grad`` inside ``shard_map`` is the sum over all devices; and what
     a loop carries must vary from the start.
     """
-    axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(arrays)))
+    axes = varying_axes(arrays)
 
     def cast(leaf: Any) -> Any:
-        missing = tuple(sorted(axes - _varying_axes(leaf)))
+        missing = tuple(sorted(axes - varying_axes(leaf)))
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, tree)
 
 
-def _varying_axes(leaf: Any) -> frozenset[str]:
-    axes: frozenset[str] = jax.typeof(leaf).manual_axis_type.varying
-    return axes
+def varying_axes(tree: Any) -> frozenset[str]:
+    """The axes of ``jax.shard_map`` that any of the arrays varies over."""
+    leaves = jax.tree.leaves(tree)
+    return frozenset[str]().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
 
 
 LARGEST_BLOCK = 4096

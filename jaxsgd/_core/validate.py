@@ -168,14 +168,22 @@ def floating_leaves(**named: Any) -> None:
         for path, leaf in leaves:
             if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
                 raise TypeError(
-                    f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {describe(leaf)}; "
-                    "for a module that carries functions or settings, differentiate its arrays only, "
-                    "as in `arrays, static = eqx.partition(model, eqx.is_inexact_array)`"
+                    f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {describe(leaf)}; {_remedy(leaf)}"
                 )
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 raise TypeError(
                     f"{name} must be real floating-point arrays, but {_leaf(name, path)} has dtype {leaf.dtype}"
                 )
+
+
+def _remedy(leaf: Any) -> str:
+    """What to do about a parameter that is no array."""
+    if isinstance(leaf, float):
+        return f"write jnp.asarray({leaf!r}), or leave it out of them if it is not to be trained"
+    return (
+        "for a module that carries functions or settings, differentiate its arrays only, as in "
+        "`arrays, static = eqx.partition(model, eqx.is_inexact_array)`"
+    )
 
 
 def leading_axis(**named: Any) -> int:
@@ -207,23 +215,44 @@ def leading_axis(**named: Any) -> int:
     return length
 
 
-def scalar_loss(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
-    """Raise unless ``loss_fn(params, example)`` is one real number for one example of ``batch``."""
+def scalar_loss(
+    loss_fn: Callable[..., Any], params: Any, batch: Any, *, key: Any = None, has_aux: bool = False
+) -> None:
+    """Raise unless ``loss_fn(params, example)`` is one real number for one example of ``batch``.
+
+    An error inside the loss is raised as it is, with a note of what the loss was given; only if the loss takes the
+    whole batch, whose axis it was not given, it is a loss of a batch that is at fault. With a key, it is
+    ``loss_fn(params, example, key)``; with ``has_aux``, it returns that number and something else.
+    """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, got {describe(loss_fn)}")
     shapes = ", ".join(
         f"example{jax.tree_util.keystr(path)}: {leaf.shape[1:]}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
     )
+    keys = () if key is None else (key,)
+    if key is not None:
+        random_key(key=key)
     try:
-        out = jax.eval_shape(lambda p, b: loss_fn(p, jax.tree.map(lambda leaf: leaf[0], b)), params, batch)
+        out = jax.eval_shape(
+            lambda p, b, *keys: loss_fn(p, jax.tree.map(lambda leaf: leaf[0], b), *keys), params, batch, *keys
+        )
     except Exception as error:
-        raise ValueError(
-            f"loss_fn failed on one example ({shapes}): {type(error).__name__}: {error}\n"
-            "loss_fn takes ONE example, without the batch axis; was it written for a batch?"
-        ) from error
+        if _takes_a_batch(loss_fn, params, batch, *keys):
+            raise ValueError(
+                f"loss_fn failed on one example ({shapes}), and gives a number for a batch: {type(error).__name__}: "
+                f"{error}\nloss_fn takes ONE example, without the batch axis; was it written for a batch?"
+            ) from error
+        error.add_note(f"loss_fn failed so on one example ({shapes})")
+        raise
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(f"loss_fn must return (loss, aux) with has_aux=True, got {jax.tree.structure(out)}")
+    out = out[0] if has_aux else out
     if not hasattr(out, "shape"):
-        raise TypeError(f"loss_fn must return one scalar, got {jax.tree.structure(out)} for one example ({shapes})")
+        aux = "; has_aux=True is for (loss, aux)" if isinstance(out, tuple) and len(out) == 2 else ""
+        raise TypeError(
+            f"loss_fn must return one scalar, got {jax.tree.structure(out)} for one example ({shapes}){aux}"
+        )
     if out.shape != ():
         raise ValueError(
             f"loss_fn must return a scalar for one example ({shapes}), got shape {out.shape}; "
@@ -231,6 +260,14 @@ def scalar_loss(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(f"loss_fn must return a real floating-point number, got dtype {out.dtype}")
+
+
+def _takes_a_batch(loss_fn: Callable[..., Any], *arguments: Any) -> bool:
+    try:
+        out = jax.eval_shape(loss_fn, *arguments)
+    except Exception:
+        return False
+    return getattr(out, "shape", None) == ()
 
 
 def deterministic(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:

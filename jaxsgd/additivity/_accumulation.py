@@ -88,13 +88,12 @@ def check_accumulation(
 
     >>> import jax, jax.numpy as jnp
     >>> def token_mean(theta, batch):
-    ...     return jnp.sum(batch["mask"] * (theta - batch["x"]) ** 2) / jnp.sum(batch["mask"])
+    ...     return jnp.mean((theta - batch["x"]) ** 2, where=batch["mask"])
     >>> def step(theta, batch):  # the mean over microbatches of means over tokens
     ...     parts = jax.tree.map(lambda leaf: leaf.reshape(2, 2, -1), batch)
     ...     return jax.vmap(jax.grad(token_mean), (None, 0))(theta, parts).mean(axis=0)
-    >>> mask = (jnp.arange(3)[None] < jnp.asarray([3, 3, 1, 1])[:, None]).astype(float)
-    >>> batch = {"x": jnp.arange(12.0).reshape(4, 3) ** 2, "mask": mask}
-    >>> found = check_accumulation(step, token_mean, jnp.ones(3), batch, num_microbatches=2)
+    >>> x, mask = jnp.arange(12.0).reshape(4, 3) ** 2, jnp.arange(3)[None] < jnp.asarray([3, 3, 1, 1])[:, None]
+    >>> found = check_accumulation(step, token_mean, jnp.ones(3), {"x": x, "mask": mask}, num_microbatches=2)
     >>> found.passed, found.found, [round(share, 2) for share in found.whole_weights]
     (False, 'mean of microbatches', [0.75, 0.25])
     """

@@ -17,6 +17,7 @@ functions here cast them: g_i is the gradient of example i alone, and sums over 
 
 from jaxsgd._core.faces import at_home
 from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch
+from jaxsgd.kernels._loss import WithoutAux, with_keys
 from jaxsgd.kernels._recomputed import ScaledLoss
 from jaxsgd.kernels._transform import centered_gram, is_cheaply_factored, per_example_gradients, require_finite
 
@@ -24,11 +25,13 @@ __all__ = [
     "Loss",
     "PerExampleGradients",
     "ScaledLoss",
+    "WithoutAux",
     "centered_gram",
     "is_cheaply_factored",
     "per_example_gradients",
     "require_finite",
     "trace_batch",
+    "with_keys",
 ]
 
 at_home(__name__, __all__)

@@ -16,7 +16,7 @@ from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.sums import accumulated, accumulation_dtype, total
 from jaxsgd._core.tables import si, table
 from jaxsgd.kernels._centering import first_without_cancellation
-from jaxsgd.kernels._statistic import statistic
+from jaxsgd.kernels._statistic import require_one_batch, statistic
 from jaxsgd.kernels.factors import Dense, Factor, Flops
 from jaxsgd.kernels.tracing import loss_and_factors
 
@@ -28,6 +28,13 @@ def trace_batch(loss_fn: Loss, params: PyTree, batch: PyTree) -> "PerExampleGrad
     """``per_example_gradients(loss_fn)(params, batch)`` for arguments that were validated before."""
     losses, factors, rules = loss_and_factors(loss_fn, params, batch)
     return PerExampleGradients(losses, jax.tree.structure(params), factors, rules)
+
+
+@partial(jax.jit, static_argnums=0)
+def trace_batch_with_aux(loss_fn: Loss, params: PyTree, batch: PyTree) -> tuple["PerExampleGradients", PyTree]:
+    """The same for a loss that returns (loss, aux), and the aux of each example."""
+    (losses, aux), factors, rules = loss_and_factors(loss_fn, params, batch, has_aux=True)
+    return PerExampleGradients(losses, jax.tree.structure(params), factors, rules), aux
 
 
 # What the arguments of statistics must be.
@@ -98,6 +105,7 @@ class PerExampleGradients:
     @property
     def count(self) -> int:
         """n, the number of examples."""
+        require_one_batch(self)
         count: int = self.example_losses.shape[0]
         return count
 
@@ -108,6 +116,7 @@ class PerExampleGradients:
 
     def losses(self) -> Float[Array, " n"]:
         """L(θ, x_i), shape (n,)."""
+        require_one_batch(self)
         return accumulated(self.example_losses)
 
     @statistic()
@@ -255,6 +264,7 @@ class PerExampleGradients:
     @partial(on_any_mesh, per_example=True)
     def take(self, some: Any) -> "PerExampleGradients":
         """The gradients of some of the examples, in the order of ``some``, a slice or an array of indices."""
+        require_one_batch(self)
         factors = tuple(factor.take(some) for factor in self.factors)
         return PerExampleGradients(self.example_losses[some], self.structure, factors, self.rules)
 
@@ -265,6 +275,7 @@ class PerExampleGradients:
         activations; that of the mean is what a plain gradient spends too. The last line has the totals, and what the
         gradients themselves would take.
         """
+        require_one_batch(self)
         indices = self.structure.unflatten(range(len(self.factors)))
         rows = [("parameter", "rule", "kept as", "bytes", *(name.replace("_", " ") for name in Flops._fields))]
         sizes = [sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(f)) for f in self.factors]

@@ -24,6 +24,7 @@ from jaxsgd.kernels._gradients import (
     with_memory_for_all,
     with_memory_for_gram,
 )
+from jaxsgd.kernels._loss import WithoutAux
 from jaxsgd.kernels._statistic import statistic
 from jaxsgd.kernels.factors import WithSharedPart
 
@@ -222,3 +223,12 @@ def recomputed(loss_fn: Loss, params: PyTree, batch: PyTree, chunk_size: int) ->
     return RecomputedGradients(
         losses, jax.tree.structure(params), params=params, batch=batch, loss_fn=loss_fn, chunk_size=chunk_size
     )
+
+
+def recomputed_with_aux(
+    loss_fn: Loss, params: PyTree, batch: PyTree, chunk_size: int
+) -> tuple[RecomputedGradients, PyTree]:
+    """The same for a loss that returns (loss, aux), and the aux of each example, which is kept."""
+    losses, aux = jax.lax.map(partial(loss_fn, params), batch, batch_size=chunk_size)
+    structure, loss = jax.tree.structure(params), WithoutAux(loss_fn)
+    return RecomputedGradients(losses, structure, params=params, batch=batch, loss_fn=loss, chunk_size=chunk_size), aux

@@ -13,6 +13,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def require_one_batch(g: Any) -> None:
+    """Raise if the gradients are those of several batches, with the leading axis of a map over them."""
+    axes = getattr(g.example_losses, "ndim", 1)
+    if axes != 1:
+        raise ValueError(
+            f"statistics are of one batch, and these gradients, a result of jax.vmap or jax.pmap, have losses of shape "
+            f"{g.example_losses.shape}: call the statistic inside the map, as in "
+            "jax.vmap(lambda g: g.squared_norms())(g)"
+        )
+
+
 def statistic(
     check: Callable[..., None] | None = None, *, per_example: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -41,6 +52,7 @@ def statistic(
                 bound = signature.bind(*args, **kwargs)
                 bound.apply_defaults()
                 places = bound.args
+            require_one_batch(places[0])
             if check is not None:
                 check(places[0], **dict(zip(names[1:], places[1:], strict=True)))
             return program(*places)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,15 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsgd._core import arrays, validate
 from jaxsgd._core.meshes import on_any_mesh
-from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch
-from jaxsgd.kernels._recomputed import recomputed
+from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch, trace_batch_with_aux
+from jaxsgd.kernels._loss import WithoutAux, with_keys
+from jaxsgd.kernels._recomputed import recomputed, recomputed_with_aux
 from jaxsgd.kernels.factors import Dense
 
 
 def per_example_gradients(
-    loss_fn: Loss, *, memory_limit: int | None = None
-) -> Callable[[PyTree, PyTree], PerExampleGradients]:
+    loss_fn: Loss, *, memory_limit: int | None = None, has_aux: bool = False
+) -> Callable[..., Any]:
     """Transform the loss of one example into the per-example gradients of a batch.
 
     Args:
@@ -25,16 +27,20 @@ def per_example_gradients(
         memory_limit: how many bytes what is kept of the gradients may take. Where the batch needs more, nothing is
             kept, and every statistic computes the gradients anew, as many examples at a time as the limit allows.
             What a forward and backward pass over so many examples takes comes on top. No limit by default.
+        has_aux: whether the loss returns ``(scalar, aux)``, as in ``jax.grad``; then the gradients come with the aux of
+            every example, a pytree with a leading axis of n.
 
     Returns:
         A function of ``params`` (pytree of floating-point arrays) and ``batch`` (pytree of arrays with n examples along
         the first axis of each), that returns :class:`PerExampleGradients` and works under ``jax.jit`` and ``jax.vmap``.
+        With ``key=``, the loss is ``loss_fn(params, example, key)``, and example i has the key fold_in(key, i).
 
     Raises:
         TypeError: if leaves of ``params`` are not floating-point arrays, those of ``batch`` are not arrays of numbers,
             or if the loss is not one real number.
-        ValueError: if the arrays of ``batch`` differ in length or are empty, if the loss is not scalar or fails on one
-            example (as a loss written for a batch does), or if ``memory_limit`` is less than one example needs.
+        ValueError: if the arrays of ``batch`` differ in length or are empty, if the loss is not scalar or written for
+            a batch (another error inside the loss is raised as it is), or if ``memory_limit`` is less than one example
+            needs.
 
     Guarantees:
         - the same on any number of devices, up to rounding: what is kept of an example stays where the example is.
@@ -52,23 +58,27 @@ def per_example_gradients(
     if memory_limit is not None:
         validate.positive_integer(memory_limit=memory_limit)
 
+    kept, anew = (trace_batch_with_aux, _recomputed_with_aux) if has_aux else (trace_batch, _recomputed)
+
     @partial(on_any_mesh, per_example=True)
-    def gradients(params: PyTree, batch: PyTree) -> PerExampleGradients:
+    def gradients(params: PyTree, batch: PyTree, key: Array | None = None) -> Any:
         validate.floating_leaves(params=params)
         batch = arrays.readable(batch=batch)
         count = validate.leading_axis(batch=batch)
-        validate.scalar_loss(loss_fn, params, batch)
+        validate.scalar_loss(loss_fn, params, batch, key=key, has_aux=has_aux)
+        loss, batch = with_keys(loss_fn, batch, key)
         if memory_limit is None:
-            return trace_batch(loss_fn, params, batch)
-        chunk_size = _examples_within(memory_limit, loss_fn, params, batch, count)
+            return kept(loss, params, batch)
+        chunk_size = _examples_within(memory_limit, WithoutAux(loss) if has_aux else loss, params, batch, count)
         if chunk_size == count:
-            return trace_batch(loss_fn, params, batch)
-        return _recomputed(loss_fn, params, batch, chunk_size)
+            return kept(loss, params, batch)
+        return anew(loss, params, batch, chunk_size)
 
     return gradients
 
 
 _recomputed = partial(jax.jit, static_argnums=(0, 3))(recomputed)
+_recomputed_with_aux = partial(jax.jit, static_argnums=(0, 3))(recomputed_with_aux)
 
 
 def _examples_within(memory_limit: int, loss_fn: Loss, params: PyTree, batch: PyTree, count: int) -> int:

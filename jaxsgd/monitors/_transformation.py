@@ -112,9 +112,11 @@ def readings(state: PyTree) -> dict[str, Array]:
     """
     found: dict[str, Array] = {}
     for node in filter(_is_state, jax.tree.leaves(state, is_leaf=_is_state)):
-        averages = jax.tree.map(lambda total, w=node.weight: total / w.astype(total.dtype), node.totals)
         prefix = f"{node.statistic.name}/" if node.statistic.name else ""
-        for name, value in node.statistic.read(averages).items():
+        with jax.debug_nans(False):
+            averages = jax.tree.map(lambda total, w=node.weight: total / w.astype(total.dtype), node.totals)
+            values = node.statistic.read(averages)
+        for name, value in values.items():
             if prefix + name in found:
                 raise ValueError(f"name must tell monitors apart, got {prefix + name!r} twice")
             found[prefix + name] = value
@@ -204,7 +206,8 @@ def as_transformation(statistic: Statistic) -> optax.GradientTransformationExtra
     """A transformation that leaves updates alone and measures ``statistic`` at the steps that ``every`` divides."""
 
     def init(params: PyTree) -> MonitorState:
-        return MonitorState(jnp.zeros((), jnp.int32), jnp.zeros(()), statistic.zeros(params), statistic)
+        zeros = statistic.zeros(jax.tree.map(jnp.asarray, params))  # of Python numbers too
+        return MonitorState(jnp.zeros((), jnp.int32), jnp.zeros(()), zeros, statistic)
 
     def update(
         updates: PyTree,
@@ -225,6 +228,8 @@ def _measured(state: MonitorState, updates: PyTree, extra: Mapping[str, Any]) ->
     statistic.require_shown(extra)
 
     def measured() -> tuple[Any, Any]:
+        if statistic.usable(extra) is False:
+            return kept()
         fresh = on_any_mesh(statistic.measure)(_gradient(extra) if updates is None else updates, extra)
         usable, decay = statistic.usable(extra), statistic.decay
 

@@ -201,7 +201,9 @@ class _Run:
                 number, carry, self.records, self.kept.found = (0, carry, [], []) if stored is None else stored
                 carry = self._continue(number, carry)
         steps = jnp.asarray([step for step, _ in self.records])
-        metrics = {name: jnp.stack([found[name] for _, found in self.records], axis=-1) for name in self.records[0][1]}
+        with jax.debug_nans(False):
+            names = self.records[0][1]
+            metrics = {name: jnp.stack([found[name] for _, found in self.records], axis=-1) for name in names}
         kept = self.kept.stacked(params, axis=self.plan.has_rates + self.plan.has_runs)
         return RunResult(carry.params, steps, metrics, self.rates, kept)
 
@@ -251,7 +253,8 @@ class _Run:
 
     def _record(self, number: int, carry: Carry) -> None:
         """Measure, write and keep the metrics of one step."""
-        measured = _measure(self.plan, carry, self.data, self.keys, self.rates)
+        with jax.debug_nans(False):  # what a monitor has not measured yet is NaN, and no mistake
+            measured = _measure(self.plan, carry, self.data, self.keys, self.rates)
         found = {name: devices.on_host(value) for name, value in measured.items()}
         scalars = {
             "/".join([name, *map(str, place)]): value[place]

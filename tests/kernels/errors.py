@@ -12,6 +12,7 @@ import pytest
 import jaxsgd
 from jaxsgd import designs, estimators, moments, variance_reduction
 from jaxsgd._core import memory
+from jaxsgd.kernels.factors import Dense, WithSharedPart
 from tests.support.error_helpers import KEY, NOT_FINITE, ONE, PAIR, TWO_BY_TWO, Case, G, bad_data, gradients, recomputed
 from tests.support.registry import gradients_given, linear_loss, measured
 
@@ -44,6 +45,36 @@ def without_x64(call: Callable[[], Any]) -> Any:
 
 CASES: list[Case] = [
     (
+        TypeError,
+        "params must be a pytree of arrays, but params['scale'] is 2.0 of type float; write jnp.asarray(2.0), or leave",
+        lambda *_: gradients(params={"w": ONE, "scale": 2.0}),
+    ),
+    (
+        TypeError,
+        "loss_fn must return (loss, aux) with has_aux=True, got PyTreeDef(*)",
+        lambda *_: jaxsgd.per_example_gradients(linear_loss, has_aux=True)(ONE, jnp.ones(2)),
+    ),
+    (
+        TypeError,
+        "key must be a key such as jax.random.key(0), got 3 of type int",
+        lambda *_: jaxsgd.per_example_gradients(lambda p, x, key: p * x)(ONE, jnp.ones(2), key=3),
+    ),
+    (
+        TypeError,
+        "got PyTreeDef((*, *)) for one example (example: ()); has_aux=True is for (loss, aux)",
+        lambda *_: gradients(lambda p, x: (p * x, x)),
+    ),
+    (
+        ValueError,
+        "statistics are of one batch, and these gradients, … have losses of shape (2, 3): call the statistic inside",
+        lambda *_: jax.vmap(lambda p: gradients(params=p, batch=(1.0, 2.0, 3.0)))(jnp.ones(2)).mean(),
+    ),
+    (
+        ValueError,
+        "must be computed inside jax.shard_map, which returned that part once for each device: (6,) for (3,)",
+        lambda *_: WithSharedPart(Dense(jnp.ones((2, 3))), jnp.ones(6)).mean(),
+    ),
+    (
         ValueError,
         "other must hold gradients of the same parameters and of as many examples",
         lambda *_: G.minus(PAIR),
@@ -60,13 +91,13 @@ CASES: list[Case] = [
         lambda *_: gradients(params={"n": jnp.arange(2)}),
     ),
     (
-        ValueError,
-        "loss_fn failed on one example (example['x']: (2,)): KeyError: 'z' … loss_fn takes ONE example",
+        KeyError,
+        "'z' … loss_fn failed so on one example (example['x']: (2,))",
         lambda *_: gradients(lambda p, e: p * e["z"], batch={"x": TWO_BY_TWO}),
     ),
     (
-        ValueError,
-        "loss_fn failed on one example (example: (2,)): TypeError: mul got incompatible shapes",
+        TypeError,
+        "mul got incompatible shapes … loss_fn failed so on one example (example: (2,))",
         lambda *_: gradients(params=jnp.ones(3), batch=TWO_BY_TWO),
     ),
     (
@@ -111,7 +142,8 @@ CASES: list[Case] = [
     (TypeError, "loss_fn must be a function, got 3 of type int", lambda *_: gradients(3)),
     (
         ValueError,
-        "loss_fn failed on one example (example: (2,)): ValueError: axis 1 is out of bounds … "
+        "loss_fn failed on one example (example: (2,)), and gives a number for a batch: ValueError: axis 1 is out of "
+        "bounds … "
         "loss_fn takes ONE example, without the batch axis; was it written for a batch?",
         lambda *_: gradients(lambda p, x: jnp.sum(p * x, axis=1)[0], batch=TWO_BY_TWO),
     ),

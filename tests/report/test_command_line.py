@@ -43,7 +43,7 @@ def broken(data=None):
 def two(a, b): return FIXED
 def nothing(): return None
 def vector(): return Problem(lambda p, e: p["m"] * jnp.ones(3), PARAMS, DATA)
-def batched(): return Problem(lambda p, e: jnp.mean((e["y"] - p["m"] * e["x"]) ** 2, axis=1).sum(), PARAMS, DATA)
+def batched(): return Problem(lambda p, e: jnp.mean((e["y"] - p["m"] * e["x"]) ** 2, axis=0).sum(), PARAMS, DATA)
 def integers(): return Problem(loss_fn, {"m": jnp.asarray(1), "b": jnp.asarray(1)}, DATA)
 def function_in_params(): return Problem(loss_fn, {"m": jnp.asarray(1.0), "f": jnp.tanh}, DATA)
 def ragged(): return Problem(loss_fn, PARAMS, DATA | {"y": DATA["y"][:3]})
@@ -133,7 +133,7 @@ MISTAKES = {
     "report nets:from_data --data pickled.npz": "pickled.npz is not a readable .npz file: Object arrays cannot",
     "report nets:from_data --data words.npz": "data must be numbers, but data['y'] has dtype <U1",
     "report nets:vector": "loss_fn must return a scalar for one example ( … ), got shape (3,)",
-    "report nets:batched": "loss_fn failed on one example ( … written for a batch?",
+    "report nets:batched": "loss_fn failed on one example ( … and gives a number for a batch … written for a batch?",
     "report nets:integers": "params must be real floating-point arrays, but params['b'] has dtype int",
     "report nets:function_in_params": "params must be a pytree of arrays, but params['f'] is <PjitFunction",
     "report nets:ragged": "data must have equally many examples in every array, but data['x'] has 4, data['y'] has 3",

@@ -28,7 +28,7 @@ def module_name(path: Path) -> str:
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 PUBLIC = [name for name in FILES if not re.search(r"\._", name)]
 MAX = 30  # lines of the docstring of a function or a class: derivations stand at the head of the module
-EXAMPLES = 316  # lines of doctests in the package: a file that is no longer found would take its own along
+EXAMPLES = 315  # lines of doctests in the package: a file that is no longer found would take its own along
 
 
 def examples(name: str) -> Iterator[doctest.DocTest]:
@@ -67,14 +67,14 @@ sys.exit(runner.failures != 0 or runner.tries != EXAMPLES)
 """
 
 
-def run(*arguments: str) -> None:
+def run(*arguments: str, **switches: str) -> None:
     result = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)} | switches,
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -83,6 +83,12 @@ def run(*arguments: str) -> None:
 def test_doctests_as_a_reader_runs_them() -> None:
     """In float32 and with JAX's defaults. Catches an output that holds under the tests' switches only."""
     run("-c", AS_A_READER)
+
+
+@pytest.mark.slow
+def test_doctests_under_switches_that_readers_turn_on() -> None:
+    """In float32, without any promotion, and with a look at every result for NaN."""
+    run("-c", AS_A_READER, JAX_NUMPY_DTYPE_PROMOTION="strict", JAX_DEBUG_NANS="1")
 
 
 def test_readme_examples_as_a_reader_runs_them() -> None:

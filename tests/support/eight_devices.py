@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxsgd
-from jaxsgd import designs, estimators, moments, training
+from jaxsgd import designs, estimators, moments, monitors, training
 from jaxsgd._core import devices
 from jaxsgd.training import _run
 from tests.support.registry import quick, skewed
@@ -273,3 +273,61 @@ def test_inside_shard_map_every_statistic_may_vary() -> None:
     assert_close(a, b)
     first = jax.tree.map(lambda leaf: leaf[: N // 8], DATA)
     assert_close(a[0], jaxsgd.gradient_moments(loss_fn, PARAMS, first).trace_covariance())
+
+
+def penalized(params: Any, example: Any) -> jax.Array:
+    return loss_fn(params, example) + 0.1 * jnp.sum(params["w"] ** 2)
+
+
+def test_gradients_that_shard_map_returns() -> None:
+    """Outside of it they are those of the whole batch. Catches a sum over examples that is one of each device."""
+
+    def of_part(loss: Any) -> Any:
+        part = jaxsgd.per_example_gradients(loss)
+        return jax.shard_map(part, mesh=mesh(8), in_specs=(P(), P("data")), out_specs=P("data"))(PARAMS, DATA)
+
+    g, expected = of_part(loss_fn), jaxsgd.per_example_gradients(loss_fn)(PARAMS, DATA)
+    for name in ("mean", "squared_norms", "gram", "second_moment", "variance"):
+        found = getattr(g, name)()
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), found, getattr(expected, name)())
+    with pytest.raises(
+        ValueError, match=r"must be computed inside jax\.shard_map, which returned that part once for each"
+    ):
+        of_part(penalized).mean()
+
+
+def test_keys_inside_shard_map_are_those_of_the_whole_batch() -> None:
+    """Catches examples of different devices that share their keys, since each counts its own from 0."""
+
+    def noisy(params: Any, example: Any, key: Any) -> jax.Array:
+        return loss_fn(params, example) * jax.random.uniform(key)
+
+    norms = lambda params, data, key: jaxsgd.per_example_gradients(noisy)(params, data, key=key).squared_norms()  # noqa: E731
+    specs = (P(), P("data"), P())
+    found = jax.shard_map(norms, mesh=mesh(8), in_specs=specs, out_specs=P("data"))(PARAMS, DATA, KEY)
+    np.testing.assert_allclose(found, norms(PARAMS, DATA, KEY), rtol=1e-10)
+    split = placed(DATA, mesh(8), first_axis("data"))
+    np.testing.assert_allclose(norms(PARAMS, split, KEY), found, rtol=1e-10)
+    m = jaxsgd.gradient_moments(noisy, PARAMS, split, key=KEY, chunk_size=2)
+    np.testing.assert_allclose(m.squared_norms_mean, found.mean(), rtol=1e-10)
+
+
+def test_a_monitor_in_a_loop_under_a_mesh() -> None:
+    optimizer = optax.chain(monitors.noise_scale(decay=0.5), optax.sgd(0.01))
+
+    @jax.jit
+    def step(params: Any, state: Any, batch: Any) -> Any:
+        g = jaxsgd.per_example_gradients(loss_fn)(params, batch)
+        updates, state = optimizer.update(g.mean(), state, params, per_example_gradients=g)
+        return optax.apply_updates(params, updates), state
+
+    def readings(data: Any) -> Any:
+        carry = PARAMS, optimizer.init(PARAMS)
+        for start in range(0, N, 16):
+            carry = step(*carry, jax.tree.map(lambda leaf, start=start: leaf[start : start + 16], data))
+        return monitors.readings(carry[1])
+
+    with jax.set_mesh(mesh(8)):
+        found = readings(placed(DATA, mesh(8), first_axis("data")))
+    for name, value in readings(DATA).items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-10, err_msg=name)

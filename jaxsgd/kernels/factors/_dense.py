@@ -47,8 +47,9 @@ class Dense(Factor):
         return Dense(accumulated(self.value) - coefficient.astype(values.dtype) * values, self.why)
 
     def mean(self) -> Array:
-        if self.summary is not None and self.summary[0] is not None:
-            return self.summary[0] / self.count
+        total = None if self.summary is None else self.summary[0]
+        if total is not None and total.shape == self.shape:  # jax.shard_map returns one for each of its parts
+            return total / self.count
         return average(self._rows()).reshape(self.shape)
 
     def centered(self) -> tuple["Dense", Array]:

@@ -22,10 +22,16 @@ class WithSharedPart(Factor):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.part.shape)
+        return self.base.shape
 
     @property
     def _part(self) -> Array:
+        if self.part.shape != self.shape:
+            raise ValueError(
+                "statistics of gradients in which examples share a part, as of a weight penalty, must be computed "
+                "inside jax.shard_map, which returned that part once for each device: "
+                f"{self.part.shape} for {self.shape}"
+            )
         return accumulated(self.part)
 
     def take(self, some: Any) -> "WithSharedPart":

@@ -19,11 +19,14 @@ from jaxsgd.kernels.tracing._rules import find
 
 
 def loss_and_factors(
-    loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree
+    loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree, *, has_aux: bool = False
 ) -> tuple[Any, tuple[Factor, ...], tuple[str, ...]]:
-    """The losses of n examples, shape (n,), and for every parameter the factor of its gradients and the rule."""
+    """The losses of n examples, shape (n,), and for every parameter the factor of its gradients and the rule.
+
+    As in ``jax.value_and_grad``, ``has_aux`` is of a loss that returns (loss, aux), and makes (losses, aux) of losses.
+    """
     params = varying_like(batch, params)
-    graph, recipes = _plan(loss_fn, params, batch)
+    graph, recipes, returned = _plan(loss_fn, params, batch, has_aux)
     num_params = len(jax.tree.leaves(params))
     known_params = dict(zip(graph.inputs, jax.tree.leaves(params), strict=False))
 
@@ -35,8 +38,10 @@ def loss_and_factors(
     dense = [recipe for recipe in recipes if recipe.kind is Dense]
     alone = {recipe.values[0]: recipe for recipe in dense} if _are_better_alone(dense, count) else {}
     together = [recipe for recipe in recipes if recipe not in alone.values()]
-    values = [graph.outputs[0], *(value for recipe in together for value in recipe.values)]
-    losses, *arrays = jax.vmap(lambda example: of_one(values, example, graph.effectful))(batch)
+    results = graph.outputs[: returned.num_leaves]
+    values = [*results, *(value for recipe in together for value in recipe.values)]
+    arrays = jax.vmap(lambda example: of_one(values, example, graph.effectful))(batch)
+    losses, arrays = returned.unflatten(arrays[: len(results)]), arrays[len(results) :]
     factors: dict[Recipe, Factor] = {}
     shared = [value for recipe in together for value in recipe.shared]
     known = known_params | dict(zip(shared, evaluate(shared, known_params), strict=True))
@@ -80,12 +85,16 @@ def _built(recipe: Recipe, arrays: list[Any], count: int) -> Factor:
     return dense
 
 
-def _plan(loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree) -> tuple[Any, list[Recipe]]:
+def _plan(
+    loss_fn: Callable[[Any, Any], Any], params: PyTree, batch: PyTree, has_aux: bool
+) -> tuple[Any, list[Recipe], Any]:
+    """The graph of loss and gradient of one example, how to keep each gradient, and the structure of the loss."""
     # Values in place of shapes: where only some axes of a mesh are manual, shapes alone are not enough for JAX.
     strong = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), params)  # no weak types
     first = jax.tree.map(lambda leaf: leaf[0], batch)
-    graph = trace(jax.value_and_grad(loss_fn), strong, first)
-    return graph, [find(value) for value in graph.outputs[1:]]
+    graph = trace(jax.value_and_grad(loss_fn, has_aux=has_aux), strong, first)
+    returned: Any = jax.tree.structure(jax.eval_shape(loss_fn, strong, first) if has_aux else 0.0)
+    return graph, [find(value) for value in graph.outputs[returned.num_leaves :]], returned
 
 
 _SMALLER = "smaller than its factors"
