@@ -17,12 +17,12 @@ W. Hoeffding, Ann. Math. Stat. 19, 1948). The second is all there is where a des
 errors are e and −e: s² is then 0, and the estimate off by tr C (1 − χ²)/R with a χ² of one degree of freedom. Its tail
 is longer than a normal one: one value in ten thousand exceeds χ² − 1 = 14.1, which is 10 standard deviations. That 4
 standard errors hold this too, the second term is taken (10/4)² = 6.25 times; it is of the order 1/R² all the same.
-There tr C² is the mean of ⟨e_r, u⟩² over independent errors u, those of ``_REFERENCES`` draws of their own, the same for
-all r, so that estimates still merge.
+There tr C² is the mean of ⟨e_r, u⟩² over independent errors u, those of ``_REFERENCES`` draws of their own, the same
+for all r, so that estimates still merge.
 
-What stays outside is what the draws do not show: that a batch which is not among R draws, as happens in (1 − p)^R of all
-cases if its probability is p, would have changed them. Of the designs that the tests enumerate, 4 standard errors hold
-the truth in all but 1 of 1000 cases from a few thousand draws on, and in all but 10 of 1000 from 250 draws.
+What stays outside is what the draws do not show: that a batch which is not among R draws, as happens in (1 − p)^R of
+all cases if its probability is p, would have changed them. Of the designs that the tests enumerate, 4 standard errors
+hold the truth in all but 1 of 1000 cases from a few thousand draws on, and in all but 10 of 1000 from 250 draws.
 
 With n draws of mean m, variance V and mean squared error q ± s in each of two estimates, Σ‖ĝ_r − m‖² = (n − 1) V gains
 ‖m₁ − m₂‖² n₁n₂/(n₁ + n₂) over the two sums, and n (n − 1) s² gains (q₁ − q₂)² n₁n₂/(n₁ + n₂) (Chan, Golub and LeVeque,
@@ -35,7 +35,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxsgd import designs, kernels
 from jaxsgd._core import sums, validate
@@ -170,6 +170,6 @@ def merge(first: Estimate, second: Estimate) -> Estimate:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _draw(design: designs.Design, population_size: int, key: Array, draws: Int[Array, " r"]) -> Float[Array, "r n"]:
+def _draw(design: designs.Design, population_size: int, key: Array, draws: Integer[Array, " r"]) -> Float[Array, "r n"]:
     """The weights of draws number ``draws``."""
     return jax.vmap(lambda r: design.weights(jax.random.fold_in(key, r), population_size))(draws)
