@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -64,7 +63,7 @@ def fitting(leaf: Any, name: str, where: str) -> None:
     dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
     if dtype == leaf.dtype:
         return
-    least, most = jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
     for value in (leaf.min(), leaf.max()):
         if not least <= int(value) <= most:
             raise ValueError(

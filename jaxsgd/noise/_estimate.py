@@ -170,10 +170,11 @@ def two_batch_noise_scale(
     if population_size is not None:
         validate.positive_integer(population_size=population_size)
         validate.at_most(population_size, "the population size", batch_size=big_size)
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(small_gradient)]
-    if jax.tree.structure(big_gradient) != jax.tree.structure(small_gradient) or shapes != [
-        jnp.shape(leaf) for leaf in jax.tree.leaves(big_gradient)
-    ]:
+    layouts = [
+        (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (small_gradient, big_gradient)
+    ]
+    if layouts[0] != layouts[1]:
         raise ValueError(
             "big_gradient must be of the same parameters as small_gradient, with the same structure and shapes"
         )

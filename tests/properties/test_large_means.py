@@ -1,4 +1,4 @@
-"""Gradients that are large against their deviations, in float32: no statistic of the deviations loses more than it must.
+"""Gradients that are large against their deviations, in float32: no statistic of these loses more than it must.
 
 Rounding a gradient takes ε‖g‖ of it, ε = 1.2e-7, so that deviations are known to ε times mean/noise of themselves. That
 much, and no multiple of its square, is what every statistic may be off by; the truth is that of the same numbers in
