@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxsgd import designs, kernels, shell
 from jaxsgd._core import devices, sums, validate
@@ -259,6 +259,6 @@ def _digest_of(g: kernels.PerExampleGradients) -> str:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _draw(design: designs.Design, population_size: int, key: Array, draws: Int[Array, " r"]) -> Float[Array, "r n"]:
+def _draw(design: designs.Design, population_size: int, key: Array, draws: Integer[Array, " r"]) -> Float[Array, "r n"]:
     """The weights of draws number ``draws``."""
     return jax.vmap(lambda r: design.weights(jax.random.fold_in(key, r), population_size))(draws)

@@ -114,9 +114,9 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
     """
     if not isinstance(g, PerExampleGradients):
         raise TypeError(f"g must be what per_example_gradients returns, got {validate.describe(g)}")
-    if isinstance(g.example_losses, jax.core.Tracer):
-        return
     norms = g.squared_norms()
+    if isinstance(norms, jax.core.Tracer):
+        return
     largest, tiny = float(norms.max()), float(jnp.finfo(norms.dtype).tiny)  # type: ignore[no-untyped-call]
     if tiny <= largest < np.inf:
         return

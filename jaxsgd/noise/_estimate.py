@@ -173,11 +173,11 @@ def two_batch_noise_scale(
     if population_size is not None:
         validate.positive_integer(population_size=population_size)
         validate.at_most(population_size, "the population size", batch_size=big_size)
-    forms = [
-        (jax.tree.structure(gradient), [jnp.shape(leaf) for leaf in jax.tree.leaves(gradient)])
-        for gradient in (small_gradient, big_gradient)
+    layouts = [
+        (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (small_gradient, big_gradient)
     ]
-    if forms[0] != forms[1]:
+    if layouts[0] != layouts[1]:
         raise ValueError(
             "big_gradient must be of the same parameters as small_gradient, with the same structure and shapes"
         )

@@ -1,0 +1,65 @@
+"""Every size that people have, in float32 without x64, where an integer beyond 2³¹ is refused or another one."""
+
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsgd import designs, estimators
+
+ROOT = Path(__file__).parents[2]
+# of the digits of float32; the first two are differences of sums that are known to n times a rounding
+LOOSE = {"evidence": 1e-2, "two_batches": 1e-2, "mean_fourth_power": 1e-2, "noise_scale_law": 1e-2, "tested_size": 1e-2}
+
+
+@pytest.mark.parametrize("n", [256, *(pytest.param(n, marks=pytest.mark.slow) for n in (10_000, 100_000))])
+def test_float32_without_x64(n: int) -> None:
+    """Catches a Python integer such as n (n − 1)(n − 2)(n − 3) in compiled code, from n = 217 on."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "0"}
+    if jax.config.jax_compilation_cache_dir:
+        environment |= {
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+    command = [sys.executable, "-m", "tests.support.sizes_job", str(n)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    errors = json.loads(done.stdout.splitlines()[-1])
+    assert len(errors) > 35
+    wrong = {name: error for name, error in errors.items() if not error < LOOSE.get(name, 1e-3)}
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        designs.WithReplacement(3),
+        designs.WithoutReplacement(1),
+        designs.DistinctUnits(5),
+        designs.Reshuffling(3, drop_last=False),
+        designs.Bernoulli(Fraction(1, 3)),
+        designs.Bernoulli(0.25, normalize="realized"),
+    ],
+    ids=str,
+)
+def test_a_population_of_any_size(design: designs.SamplingDesign) -> None:
+    """Catches N numbers for one: of 10¹², memory would end the process."""
+    small, large = (estimators.population_factors(design, N) for N in (10**6, 10**12))
+    assert np.isclose(large.of_data, 1e-12, rtol=1e-9)
+    if isinstance(design, designs.Bernoulli):
+        assert np.isclose(large.given_data * 10**12, small.given_data * 10**6, rtol=1e-4)
+    else:
+        assert np.isclose(large.total, small.total, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("N", "M"), [(30_000, 2), (30_000, 3), (2_000_000, 76), (70, 400)])
+def test_the_sum_of_powers_is_that_of_its_terms(N: int, M: int) -> None:
+    j = np.arange(1, N + 1, dtype=np.longdouble)
+    direct = float(((j / N) ** (M - 1)).sum() / N)
+    assert np.isclose(float(designs.DistinctUnits(M).expected_reciprocal_size(N)), direct, rtol=1e-14)
