@@ -17,7 +17,6 @@ import io
 import json
 import os
 import secrets
-import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,7 +45,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 with contextlib.suppress(FileNotFoundError):
-                    os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
+                    os.chmod(temporary, path.stat().st_mode & 0o777)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
