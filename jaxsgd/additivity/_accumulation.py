@@ -88,7 +88,7 @@ def check_accumulation(
 
     >>> import jax, jax.numpy as jnp
     >>> def token_mean(theta, batch):
-    ...     return jnp.mean((theta - batch["x"]) ** 2, where=batch["mask"])
+    ...     return jnp.mean((theta[None] - batch["x"]) ** 2, where=batch["mask"])
     >>> def step(theta, batch):  # the mean over microbatches of means over tokens
     ...     parts = jax.tree.map(lambda leaf: leaf.reshape(2, 2, -1), batch)
     ...     return jax.vmap(jax.grad(token_mean), (None, 0))(theta, parts).mean(axis=0)

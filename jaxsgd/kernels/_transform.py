@@ -24,26 +24,22 @@ def per_example_gradients(
 
     Args:
         loss_fn: ``loss_fn(params, example) -> scalar``, of ONE example: a pytree like the batch without its first axis.
-        memory_limit: how many bytes what is kept of the gradients may take. Where the batch needs more, nothing is
-            kept, and every statistic computes the gradients anew, as many examples at a time as the limit allows.
-            What a forward and backward pass over so many examples takes comes on top. No limit by default.
-        has_aux: whether the loss returns ``(scalar, aux)``, as in ``jax.grad``; then the gradients come with the aux of
-            every example, a pytree with a leading axis of n.
+        memory_limit: how many bytes what is kept of the gradients may take; no limit by default. Where the batch needs
+            more, every statistic computes the gradients anew, as many examples at a time as the limit allows.
+        has_aux: for a loss that returns ``(scalar, aux)``: gradients, and aux with a leading axis of n, are returned.
 
     Returns:
-        A function of ``params`` (pytree of floating-point arrays) and ``batch`` (pytree of arrays with n examples along
-        the first axis of each), that returns :class:`PerExampleGradients` and works under ``jax.jit`` and ``jax.vmap``.
-        With ``key=``, the loss is ``loss_fn(params, example, key)``, and example i has the key fold_in(key, i).
+        A function of ``params`` and ``batch`` (pytree of arrays with n examples along the first axis of each), that
+        returns :class:`PerExampleGradients` and works under ``jax.jit`` and ``jax.vmap``. With ``key=``, the loss is
+        ``loss_fn(params, example, key)``, and example i has the key fold_in(key, i).
 
     Raises:
-        TypeError: if leaves of ``params`` are not floating-point arrays, those of ``batch`` are not arrays of numbers,
-            or if the loss is not one real number.
-        ValueError: if the arrays of ``batch`` differ in length or are empty, if the loss is not scalar or written for
-            a batch (another error inside the loss is raised as it is), or if ``memory_limit`` is less than one example
-            needs.
+        TypeError, ValueError: if ``params`` are no floating-point arrays, ``batch`` no arrays of numbers of one length,
+            the loss is not one real number, or written for a batch (another error inside it is raised as it is), or if
+            ``memory_limit`` is less than one example needs.
 
     Guarantees:
-        - the same on any number of devices, up to rounding: what is kept of an example stays where the example is.
+        - the same on any number of devices, up to rounding: what is kept of an example stays where it is.
         - compiles once for one ``loss_fn`` and the same shapes, even where this call is written anew each time.
 
     >>> import jax.numpy as jnp
