@@ -1,8 +1,8 @@
 """Checks on the host, before any tracing, whose keyword names are the error text.
 
 ``positive_integer(batch_size=-1)`` raises "batch_size must be at least 1, got -1". Every check returns
-nothing or the one value it had to find out anyway. Shapes and dtypes are known under ``jax.jit`` too, so
-all checks but those on values run there as well. Each is made in two rooms at least; a check of one room stands there.
+nothing or the one value it had to find out anyway. Shapes and dtypes are known under ``jax.jit`` too, so all checks but
+those on values run there as well. Each is made in two rooms at least; a check of one room stands there.
 """
 
 import operator
@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_PROBABILITY_TOLERANCE = 1e-6  # a sum of float32 probabilities is off by rounding; a mistake, by more
+from jaxsgd._core import captured
 
+_PROBABILITY_TOLERANCE = 1e-6  # a sum of float32 probabilities is off by rounding; a mistake, by more
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _LONG = {np.dtype(np.longdouble), np.dtype(np.clongdouble)} - {np.dtype(float), np.dtype(complex)}
 _passed: weakref.WeakKeyDictionary[Callable[..., Any], set[Any]] = weakref.WeakKeyDictionary()
@@ -220,18 +221,18 @@ def scalar_loss(
 ) -> None:
     """Raise unless ``loss_fn(params, example)`` is one real number for one example of ``batch``.
 
-    An error inside the loss is raised as it is, with a note of what the loss was given; only if the loss takes the
-    whole batch, whose axis it was not given, it is a loss of a batch that is at fault. With a key, it is
-    ``loss_fn(params, example, key)``; with ``has_aux``, it returns that number and something else.
+    An error inside the loss is raised as it is, with a note; only a loss that takes the whole batch is said to be one
+    of a batch. With a key, it is ``loss_fn(params, example, key)``; with ``has_aux``, it returns (number, anything).
     """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, got {describe(loss_fn)}")
+    captured.forget_what_changed(loss_fn, (params, batch))
     shapes = ", ".join(
         f"example{jax.tree_util.keystr(path)}: {leaf.shape[1:]}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
     )
     keys = () if key is None else (key,)
-    if key is not None:
+    if keys:
         random_key(key=key)
     try:
         out = jax.eval_shape(

@@ -40,7 +40,7 @@ def per_example_gradients(
 
     Guarantees:
         - the same on any number of devices, up to rounding: what is kept of an example stays where it is.
-        - compiles once for one ``loss_fn`` and the same shapes, even where this call is written anew each time.
+        - compiles once for one ``loss_fn`` and the same shapes; anew, with a warning, where what it reads has changed.
 
     >>> import jax.numpy as jnp
     >>> def loss_fn(params, example):
