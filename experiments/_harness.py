@@ -131,6 +131,10 @@ def main(arguments: list[str]) -> int:
 
     SIGTERM and SIGHUP stop it as Ctrl-C does, and end the process as they always do.
     """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        encoding = sys.stdout.encoding or "ascii"
+        print(listing().encode(encoding, "replace").decode(encoding))  # at once: what spells it better imports JAX
+        return 0
     from jaxsgd import shell
 
     with shell.legible(), shell.interruptible():
@@ -138,9 +142,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _obeyed(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(listing())
-        return 0
     name, flags = arguments[0], arguments[1:]
     if name not in [*stems(), *GROUPS]:
         close = difflib.get_close_matches(name, [*stems(), *GROUPS], n=1)

@@ -49,13 +49,14 @@ class Factor(NamedTuple):
 def candidates(parts: Parts, ways: Sequence[Split], gradients: Sequence[np.ndarray]) -> Iterator[Candidate]:
     """Everything that is looked for, the simplest first."""
     yield Candidate("whole batch", parts.whole, 0)
+    for i, way in enumerate(ways):
+        if sum(way.sizes) < parts.count:
+            yield Candidate("without the remainder", parts.gradient(np.concatenate(way.parts)), i)
     for i, (way, of_way) in enumerate(zip(ways, gradients, strict=True)):
         for found, weights in _combinations(way).items():
             yield Candidate(found, weights @ of_way, i, weights)
         for found, some in {"all but the last": way.parts[:-1], "all but the first": way.parts[1:]}.items():
             yield Candidate(found, parts.gradient(np.concatenate(some)), i)
-        if sum(way.sizes) < parts.count:
-            yield Candidate("without the remainder", parts.gradient(np.concatenate(way.parts)), i)
 
 
 def _combinations(way: Split) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 def require_one_batch(g: Any) -> None:
     """Raise if the gradients are those of several batches, with the leading axis of a map over them."""
-    axes = getattr(g.example_losses, "ndim", 1)
+    axes = getattr(getattr(g, "example_losses", None), "ndim", 1)
     if axes != 1:
         raise ValueError(
             f"statistics are of one batch, and these gradients, a result of jax.vmap or jax.pmap, have losses of shape "

@@ -114,7 +114,7 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
     if isinstance(norms, jax.core.Tracer):
         return
     largest, tiny = float(norms.max()), float(jnp.finfo(norms.dtype).tiny)  # type: ignore[no-untyped-call]
-    if tiny <= largest < np.inf:
+    if jnp.isfinite(norms).all() and tiny <= largest:  # a maximum over devices may lose what is not a number
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(g.materialize()):
         index, value = _first_not_finite(leaf) if leaf.size else (0, 0.0)

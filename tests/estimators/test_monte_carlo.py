@@ -253,7 +253,7 @@ def test_interrupted_draws_go_on_to_the_same_estimate(tmp_path, monkeypatch, how
         found = estimators.monte_carlo(design, g, **options, checkpoint=path)
         for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
             assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    assert drawn == list(range(5, 55, 8)), "each once"
+    assert [draw for draw in drawn if draw < 2**31] == list(range(5, 55, 8)), "each once, but for the references"
     assert before == 4
 
 
