@@ -7,8 +7,8 @@ anew at every call, and so does the reader of a notebook in which a cell was edi
     def loss_fn(params, example): return (model(params, example["x"]) - example["y"]) ** 2
 
 ``loss_fn`` is the same function as before, and computes another loss. So the names that it reads are looked up at every
-call, in microseconds, and where one is another object than it was, everything compiled is forgotten. What changes
-inside of an object, an entry of a list or of an array of NumPy's, is not seen.
+call, in microseconds, and where one is another object than it was, everything compiled is forgotten. So are
+attributes of what they stand for. What changes deeper inside, an entry of a list or of an array, is not seen.
 """
 
 import dis
@@ -61,6 +61,10 @@ def _read(function: Any, prefix: str, known: set[int]) -> Iterator[tuple[str, An
             (f"{prefix}self.{name}", value) for name, value in getattr(function.__self__, "__dict__", {}).items()
         )
         yield from _read(function.__func__, prefix, known)
+    elif isinstance(vars(type(function)).get("__call__"), FunctionType):
+        yield from _read(MethodType(vars(type(function))["__call__"], function), prefix, known)
+    elif not isinstance(function, FunctionType) and hasattr(function, "__wrapped__"):  # by jax.jit, and the like
+        yield from _read(function.__wrapped__, prefix, known)
     elif isinstance(function, FunctionType):
         read, globals_ = _names(function.__code__), function.__globals__
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
@@ -68,7 +72,8 @@ def _read(function: Any, prefix: str, known: set[int]) -> Iterator[tuple[str, An
         variables += [(name, globals_[name]) for name in read if name in globals_]
         for name, value in variables:
             yield f"{prefix}{name}", value
-            inner = getattr(value, "__wrapped__", value)  # by jax.jit, and the like
+            yield from ((f"{prefix}{name}.{each}", _attribute(value, each)) for each in _attributes(function.__code__))
+            inner = getattr(value, "__wrapped__", value)
             if getattr(inner, "__globals__", None) is globals_:
                 yield from _read(inner, f"{prefix}{name}.", known)
 
@@ -96,6 +101,17 @@ def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _instructions(constant)
+
+
+@functools.lru_cache(maxsize=4096)
+def _attributes(code: CodeType) -> frozenset[str]:
+    """The names of the attributes that a function asks anything for."""
+    return frozenset(i.argval for i in _instructions(code) if i.opname in ("LOAD_ATTR", "LOAD_METHOD"))
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """An attribute of an object, or of its class, that is not computed; None if there is none."""
+    return getattr(value, "__dict__", {}).get(name, vars(type(value)).get(name))
 
 
 def _reference(value: Any) -> Any:

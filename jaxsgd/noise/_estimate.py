@@ -34,7 +34,7 @@ for batches without replacement of N examples. With 1/M in place of c_M they are
 for tr S² and ‖ḡ‖² − tr S²/N, as if the N examples were drawn from an infinite population themselves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -272,6 +272,24 @@ def _without_interval(trace: Any, signal: Any, count: int) -> NoiseScale:
 def _of_examples(g: kernels.PerExampleGradients, population_size: int | None, z: float, interval: str) -> NoiseScale:
     if g.count == population_size:
         return _of_population(g)
+    unit = _unit(g)
+    found = _in_units(g.scaled(jnp.full(g.count, 1 / unit)), population_size, z, interval)
+    return replace(
+        found,
+        trace_covariance=found.trace_covariance * unit**2,
+        squared_mean_norm=found.squared_mean_norm * unit**2,
+        covariance=found.covariance * unit**2 * unit**2,
+    )
+
+
+def _unit(g: kernels.PerExampleGradients) -> Float[Array, ""]:
+    """A power of two near the gradients' size, of which variances have fourth powers: those soon leave float32."""
+    square = g.squared_norms().mean()
+    exponent = jnp.round(jnp.log2(jnp.where(square > 0, square, jnp.ones_like(square))) / 2)
+    return jnp.ldexp(jnp.ones_like(square), exponent.astype(jnp.int32))
+
+
+def _in_units(g: kernels.PerExampleGradients, population_size: int | None, z: float, interval: str) -> NoiseScale:
     pairs = _u_statistics.pair_sums(g)
     spread = jnp.full((2, 2), jnp.inf, pairs.means.dtype)
     if g.count >= 4:

@@ -130,3 +130,48 @@ def test_what_stays_is_compiled_once() -> None:
             counts.append(traced)
     assert mean == 2
     assert np.diff(counts).tolist() == [1, 1]  # the check of its shapes, at every call
+
+
+class Settings:
+    scale = 1.0
+
+
+settings = Settings()
+
+
+class Callable:
+    def __init__(self):
+        self.scale = 1.0
+
+    def __call__(self, params, x):
+        return self.scale * (params @ x) ** 2
+
+
+def of_attribute(params, x):
+    return settings.scale * (params @ x) ** 2
+
+
+def of_helper(params, x):
+    return of_attribute(params, x)
+
+
+def with_closure():
+    own = Settings()
+    return (lambda params, x: own.scale * (params @ x) ** 2), own
+
+
+@pytest.mark.parametrize("kind", ["global", "helper", "closure", "class", "callable"])
+def test_attributes_are_seen(kind, monkeypatch) -> None:
+    """Each alone: one change that is noticed has everything compiled anew."""
+    loss, owner = {
+        "global": lambda: (lambda p, x: of_attribute(p, x), settings),
+        "helper": lambda: (lambda p, x: of_helper(p, x), settings),
+        "closure": with_closure,
+        "class": lambda: (lambda p, x: of_attribute(p, x), Settings),
+        "callable": lambda: (lambda loss: (loss, loss))(Callable()),
+    }[kind]()
+    before = per_example_gradients(loss)(PARAMS, BATCH).mean()
+    monkeypatch.setattr(owner, "scale", 3.0)
+    with pytest.warns(UserWarning, match="scale, which is not what it was"):
+        after = per_example_gradients(loss)(PARAMS, BATCH).mean()
+    np.testing.assert_allclose(after, 3 * before, rtol=1e-12)

@@ -322,3 +322,18 @@ def test_published_numbers_of_diabetes() -> None:
     expected = [1.4588995679, 9.61849854825, 6.59298197071, 5.23768987471, 19.6096575903, 3.74395163886]
     np.testing.assert_allclose(found, expected, rtol=1e-8)
     np.testing.assert_allclose(law.max_learning_rate, 0.278538745668, rtol=1e-8)
+
+
+@pytest.mark.parametrize("unit", [2.0**-34, 2.0**31])
+def test_the_interval_does_not_depend_on_the_unit_of_the_loss(unit: float) -> None:
+    """In float32, of which fourth powers of such gradients are 0 or infinite."""
+    values = jnp.asarray(np.random.default_rng(0).normal(1, 1, size=(64, 3)), jnp.float32)
+
+    def estimate(unit: float) -> jaxsgd.NoiseScale:
+        g = jaxsgd.per_example_gradients(lambda params, x: params @ x)(jnp.zeros(3, jnp.float32), values * unit)
+        return jaxsgd.noise_scale(g)
+
+    ordinary, other = estimate(1.0), estimate(unit)
+    for field in ("value", "low", "high"):
+        assert float(getattr(ordinary, field)) == float(getattr(other, field))
+    assert float(other.trace_covariance) == float(ordinary.trace_covariance) * unit**2
