@@ -61,10 +61,10 @@ def _read(function: Any, prefix: str, known: set[int]) -> Iterator[tuple[str, An
             (f"{prefix}self.{name}", value) for name, value in getattr(function.__self__, "__dict__", {}).items()
         )
         yield from _read(function.__func__, prefix, known)
+    elif hasattr(function, "__wrapped__"):  # by jax.jit, and the like, whose own settings are no business of the loss
+        yield from _read(function.__wrapped__, prefix, known)
     elif isinstance(vars(type(function)).get("__call__"), FunctionType):
         yield from _read(MethodType(vars(type(function))["__call__"], function), prefix, known)
-    elif not isinstance(function, FunctionType) and hasattr(function, "__wrapped__"):  # by jax.jit, and the like
-        yield from _read(function.__wrapped__, prefix, known)
     elif isinstance(function, FunctionType):
         read, globals_ = _names(function.__code__), function.__globals__
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
