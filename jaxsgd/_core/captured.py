@@ -80,9 +80,10 @@ def _read(function: Any, prefix: str, known: set[int]) -> Iterator[tuple[str, An
 
 def _is_filled(cell: Any) -> bool:
     try:
-        return cell.cell_contents is not None
+        _ = cell.cell_contents
     except ValueError:
         return False
+    return True
 
 
 @functools.lru_cache(maxsize=4096)

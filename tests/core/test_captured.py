@@ -175,3 +175,16 @@ def test_attributes_are_seen(kind, monkeypatch) -> None:
     with pytest.warns(UserWarning, match="scale, which is not what it was"):
         after = per_example_gradients(loss)(PARAMS, BATCH).mean()
     np.testing.assert_allclose(after, 3 * before, rtol=1e-12)
+
+
+def test_a_variable_that_becomes_none_is_seen() -> None:
+    penalty = 1.0
+
+    def loss(params, x):
+        return (params @ x) ** 2 + (0.0 if penalty is None else penalty * params @ params)
+
+    before = per_example_gradients(loss)(PARAMS, BATCH).mean()
+    penalty = None
+    with pytest.warns(UserWarning, match="loss_fn reads penalty"):
+        after = per_example_gradients(loss)(PARAMS, BATCH).mean()
+    np.testing.assert_allclose(after, before - 2 * PARAMS, rtol=1e-12)
