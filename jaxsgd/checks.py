@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxsgd._core import arrays, devices, validate
+from jaxsgd._core import arrays, devices, loss_functions, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.tables import si, table
 from jaxsgd.kernels import Loss, PerExampleGradients, WithoutAux, trace_batch, with_keys
@@ -121,10 +121,10 @@ def check_per_example(
     validate.floating_leaves(params=params)
     batch = arrays.readable(batch=batch)
     count = validate.leading_axis(batch=batch)
-    validate.scalar_loss(loss_fn, params, batch, key=key, has_aux=has_aux)
+    loss_functions.require_scalar(loss_fn, params, batch, key=key, has_aux=has_aux)
     loss_fn, batch = with_keys(loss_fn, batch, key)
     loss_fn = WithoutAux(loss_fn) if has_aux else loss_fn
-    validate.deterministic(loss_fn, params, batch)
+    loss_functions.require_deterministic(loss_fn, params, batch)
     chosen = np.unique(np.linspace(0, count - 1, num_examples).astype(int))
     few = jax.tree.map(lambda leaf: leaf[chosen], batch)
     whole: PerExampleGradients = jax.eval_shape(partial(trace_batch, loss_fn), params, batch)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import arrays, validate
+from jaxsgd._core import arrays, loss_functions, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.rational import quotient
 from jaxsgd._core.sums import accumulated, accumulation_dtype, chunked, squared_norm
@@ -134,7 +134,7 @@ def _checked(loss_fn: Loss, params: PyTree, batch: PyTree) -> PyTree:
     validate.floating_leaves(params=params)
     batch = arrays.readable(batch=batch)
     validate.leading_axis(batch=batch)
-    validate.scalar_loss(loss_fn, params, batch)
+    loss_functions.require_scalar(loss_fn, params, batch)
     return batch
 
 

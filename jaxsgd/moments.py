@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels, sources
-from jaxsgd._core import arrays, devices, meshes, sums, validate
+from jaxsgd._core import arrays, devices, loss_functions, meshes, sums, validate
 from jaxsgd._core.devices import Shards
 from jaxsgd._core.meshes import on_any_mesh
 
@@ -122,11 +122,11 @@ def gradient_moments(
         return _stream(loss_fn, params, sources.batches(data, chunk_size), per_coordinate, key, has_aux)
     population_size = validate.leading_axis(data=data)
     first = jax.tree.map(lambda leaf: sources.rows(leaf, slice(0, 1)), data)
-    validate.scalar_loss(loss_fn, params, first, key=key, has_aux=has_aux)
+    loss_functions.require_scalar(loss_fn, params, first, key=key, has_aux=has_aux)
     first = kernels.with_keys(loss_fn, first, key)[1]
     loss_fn, data = _as_taken(loss_fn, data, key, has_aux)
     moments_pass = _Pass(loss_fn, params, per_coordinate)
-    validate.deterministic(loss_fn, params, first)
+    loss_functions.require_deterministic(loss_fn, params, first)
     chunk_size = population_size if chunk_size is None else chunk_size
     validate.positive_integer(chunk_size=chunk_size)
 
@@ -265,14 +265,14 @@ def _stream(
         size = validate.leading_axis(batch=batch)
         if structure is None:
             structure = jax.tree.structure(batch)
-            validate.scalar_loss(loss_fn, params, batch, key=key, has_aux=has_aux)
+            loss_functions.require_scalar(loss_fn, params, batch, key=key, has_aux=has_aux)
         if structure != jax.tree.structure(batch):
             raise ValueError(
                 f"batches of data must have the structure of the first, {structure}, got {jax.tree.structure(batch)}"
             )
         loss, batch = _as_taken(loss_fn, batch, key, has_aux, seen)
         if moments_pass is None:
-            validate.deterministic(loss, params, batch)
+            loss_functions.require_deterministic(loss, params, batch)
             moments_pass = _Pass(loss, params, per_coordinate)
         running = moments_pass.add(batch, size)
         if not _is_finite(running.total):

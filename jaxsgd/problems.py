@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Num, PyTree
 
-from jaxsgd._core import sums, validate
+from jaxsgd._core import loss_functions, sums, validate
 from jaxsgd._core.meshes import on_any_mesh
 
 __all__ = [
@@ -120,7 +120,7 @@ def mean_loss(loss_fn: Callable[[Any, Any], Any], params: PyTree, data: PyTree) 
     """
     validate.floating_leaves(params=params)
     validate.leading_axis(data=data)
-    validate.scalar_loss(loss_fn, params, data)
+    loss_functions.require_scalar(loss_fn, params, data)
     return _mean_loss(loss_fn, params, data)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels
-from jaxsgd._core import arrays, devices, validate
+from jaxsgd._core import arrays, devices, loss_functions, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.kernels import centered_gram
 
@@ -122,7 +122,7 @@ def losses_along(
     validate.floating_leaves(params=params)
     data = arrays.readable(data=data)
     validate.leading_axis(data=data)
-    validate.scalar_loss(loss_fn, params, data)
+    loss_functions.require_scalar(loss_fn, params, data)
     count = validate.leading_axis(directions=directions)
     shapes = [(count, *leaf.shape) for leaf in jax.tree.leaves(params)]
     validate.like_params(jax.tree.structure(params), shapes, directions=directions)

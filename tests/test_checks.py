@@ -9,7 +9,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd import problems
-from jaxsgd._core import validate
+from jaxsgd._core import loss_functions
 from jaxsgd.kernels.factors import _dense, _outer_products
 from tests.support.models import MODELS
 from tests.support.registry import quick
@@ -114,5 +114,5 @@ def test_a_loss_that_passed_is_not_traced_for_randomness_again() -> None:
 
     for data, expected in ((jnp.ones((5, 3)), 2), (jnp.ones((7, 3)), 0), (jnp.ones((5, 1)), 2)):
         traced.clear()
-        validate.deterministic(loss_fn, jnp.ones(3) if expected else jnp.zeros(3), data)
+        loss_functions.require_deterministic(loss_fn, jnp.ones(3) if expected else jnp.zeros(3), data)
         assert len(traced) == expected

@@ -156,6 +156,14 @@ def on_host(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+def in_one_place(array: Any) -> jax.Array:
+    """The whole array on the default device, keys as keys; where other processes hold parts, all must ask for it."""
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        numbers = jnp.asarray(on_host(jax.random.key_data(array)))
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(array))
+    return jnp.asarray(on_host(array))
+
+
 def spans_processes(array: Any) -> bool:
     """Whether this process can see a part of the array only."""
     return isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated)

@@ -6,21 +6,16 @@ those on values run there as well. Each is made in two rooms at least; a check o
 """
 
 import operator
-import re
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsgd._core import captured
-
 _PROBABILITY_TOLERANCE = 1e-6  # a sum of float32 probabilities is off by rounding; a mistake, by more
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_LONG_OUTLINE = 200  # characters
 _LONG = {np.dtype(np.longdouble), np.dtype(np.clongdouble)} - {np.dtype(float), np.dtype(complex)}
-_passed: weakref.WeakKeyDictionary[Callable[..., Any], set[Any]] = weakref.WeakKeyDictionary()
 
 
 def positive_integer(**named: Any) -> None:
@@ -199,137 +194,35 @@ def leading_axis(**named: Any) -> int:
         raise ValueError(f"{name} must have at least one array, got {tree!r}")
     for path, leaf in leaves:
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-            raise TypeError(f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {describe(leaf)}")
+            raise TypeError(
+                f"{name} must be a pytree of arrays, but {_leaf(name, path)} is {describe(leaf)}{_stacking(tree)}"
+            )
         if not _is_number(leaf.dtype):
             raise TypeError(f"{name} must be numbers, but {_leaf(name, path)} has dtype {leaf.dtype}")
         if len(leaf.shape) == 0:
             raise ValueError(
                 f"{name} must have examples along the first axis of every array, but {_leaf(name, path)} is a scalar"
+                f"{_stacking(tree)}"
             )
     lengths = {_leaf(name, path): leaf.shape[0] for path, leaf in leaves}
     if len(set(lengths.values())) > 1:
-        described = ", ".join(f"{leaf} has {length}" for leaf, length in lengths.items())
-        raise ValueError(f"{name} must have equally many examples in every array, but {described}")
+        described = ", ".join(f"{leaf} has {length}" for leaf, length in [*lengths.items()][:8])
+        more = ", …" if len(lengths) > 8 else ""
+        raise ValueError(
+            f"{name} must have equally many examples in every array, but {described}{more}{_stacking(tree)}"
+        )
     length: int = leaves[0][1].shape[0]
     if length == 0:
         raise ValueError(f"{name} must have at least one example, got 0")
     return length
 
 
-def scalar_loss(
-    loss_fn: Callable[..., Any], params: Any, batch: Any, *, key: Any = None, has_aux: bool = False
-) -> None:
-    """Raise unless ``loss_fn(params, example)`` is one real number for one example of ``batch``.
-
-    An error inside the loss is raised as it is, with a note; only a loss that takes the whole batch is said to be one
-    of a batch. With a key, it is ``loss_fn(params, example, key)``; with ``has_aux``, it returns (number, anything).
-    """
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function, got {describe(loss_fn)}")
-    captured.forget_what_changed(loss_fn, (params, batch))
-    shapes = ", ".join(
-        f"example{jax.tree_util.keystr(path)}: {leaf.shape[1:]}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
-    )
-    keys = () if key is None else (key,)
-    if keys:
-        random_key(key=key)
-    try:
-        out = jax.eval_shape(
-            lambda p, b, *keys: loss_fn(p, jax.tree.map(lambda leaf: leaf[0], b), *keys), params, batch, *keys
-        )
-    except Exception as error:
-        if _takes_a_batch(loss_fn, params, batch, *keys):
-            raise ValueError(
-                f"loss_fn failed on one example ({shapes}), and gives a number for a batch: {type(error).__name__}: "
-                f"{error}\nloss_fn takes ONE example, without the batch axis; was it written for a batch?"
-            ) from error
-        error.add_note(f"loss_fn failed so on one example ({shapes})")
-        raise
-    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-        raise TypeError(f"loss_fn must return (loss, aux) with has_aux=True, got {jax.tree.structure(out)}")
-    out = out[0] if has_aux else out
-    if not hasattr(out, "shape"):
-        aux = "; has_aux=True is for (loss, aux)" if isinstance(out, tuple) and len(out) == 2 else ""
-        raise TypeError(
-            f"loss_fn must return one scalar, got {jax.tree.structure(out)} for one example ({shapes}){aux}"
-        )
-    if out.shape != ():
-        raise ValueError(
-            f"loss_fn must return a scalar for one example ({shapes}), got shape {out.shape}; "
-            "it is given ONE example, without the batch axis"
-        )
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise TypeError(f"loss_fn must return a real floating-point number, got dtype {out.dtype}")
-
-
-def _takes_a_batch(loss_fn: Callable[..., Any], *arguments: Any) -> bool:
-    try:
-        out = jax.eval_shape(loss_fn, *arguments)
-    except Exception:
-        return False
-    return getattr(out, "shape", None) == ()
-
-
-def deterministic(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
-    """Raise if the loss of an example depends on more than its arguments.
-
-    It is traced twice: what Python or NumPy draw, or a counter that goes on, is a different constant each time. Where
-    the traces differ in anything, the values decide. What a cached trace inside the loss hides stays hidden. A loss
-    that passed is not traced again for arguments of the same shapes, as long as it exists.
-    """
-    kind = tuple(
-        (jax.tree.structure(tree), *((jnp.shape(leaf)[axes:], _dtype(leaf)) for leaf in jax.tree.leaves(tree)))
-        for tree, axes in ((params, 0), (batch, 1))
-    )
-    try:
-        passed = _passed.setdefault(loss_fn, set())
-    except TypeError:  # it has no hash or no weak references
-        passed = set()
-    if kind not in passed:
-        _deterministic(loss_fn, params, batch)
-        passed.add(kind)
-
-
-def _deterministic(loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
-    def of_first(params: Any, batch: Any) -> Any:
-        return loss_fn(params, jax.tree.map(lambda leaf: leaf[0], batch))
-
-    try:
-        first, second = (jax.make_jaxpr(lambda p, b: of_first(p, b))(params, batch) for _ in range(2))
-        known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
-        if _same(first, second) or not known:
-            return
-        one, other = (float(jax.jit(lambda p, b: of_first(p, b))(params, batch)) for _ in range(2))
-    except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(
-            "loss_fn must be a function of its arguments alone: it uses a value that an earlier call of it left behind"
-        ) from error
-    rounding = float(jnp.finfo(first.out_avals[0].dtype).eps) ** 0.5  # type: ignore[no-untyped-call]
-    if abs(one - other) > rounding * max(abs(one), abs(other)):
-        raise ValueError(
-            f"loss_fn must give the same loss for the same arguments, got {one:.6g} and then {other:.6g}; its "
-            "randomness must come from a key, such as one for each example in data"
-        )
-
-
-def _dtype(leaf: Any) -> Any:
-    return getattr(leaf, "dtype", type(leaf))
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Whether two traces are the same program with the same constants."""
-    if _ADDRESS.sub("", str(first.jaxpr)) != _ADDRESS.sub("", str(second.jaxpr)):
-        return False
-    pairs = zip(first.consts, second.consts, strict=True)
-    return all(a is b or (not isinstance(a, jax.core.Tracer) and _equal(a, b)) for a, b in pairs)
-
-
-def _equal(first: Any, second: Any) -> bool:
-    first, second = (
-        jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a for a in (first, second)
-    )
-    return bool(np.array_equal(np.asarray(first), np.asarray(second)))
+def _stacking(tree: Any) -> str:
+    """What to do about examples one by one, as a data set gives them, in place of arrays of all of them."""
+    alike = isinstance(tree, list) and len(tree) > 1 and len({jax.tree.structure(each) for each in tree}) == 1
+    if alike or isinstance(tree, Iterator):
+        return "; examples one by one are stacked by jax.tree.map(lambda *leaves: np.stack(leaves), *examples)"
+    return ""
 
 
 def has_method(signature: str, /, **named: Any) -> None:
@@ -398,3 +291,9 @@ def describe(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     return f"{value!r} of type {type(value).__name__}"
+
+
+def outline(tree: Any) -> str:
+    """The structure of a pytree in an error message."""
+    text = str(jax.tree.structure(tree))
+    return text if len(text) <= _LONG_OUTLINE else f"{text[:_LONG_OUTLINE]}…"

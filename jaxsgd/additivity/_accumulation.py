@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from jaxsgd._core import devices, validate
 from jaxsgd.additivity import _explanations
 from jaxsgd.additivity._explanations import Candidate
-from jaxsgd.additivity._microbatches import Parts, Split, count_examples, example_axes, flat, splits, traced_dtypes
+from jaxsgd.additivity._microbatches import Operations, Parts, Split, count_examples, example_axes, flat, splits, traced
 from jaxsgd.batch_losses import BatchLoss
 
 _COARSE = 0.25  # rounding errors above this share of the gradient would hide what is looked for
@@ -36,7 +36,8 @@ class Accumulation:
         factor: the multiple.
         sizes: how many examples are in each of the microbatches that explain s.
         weights: what s gives the gradient of each, c with s = Σ c_j g_j; None where that is not known.
-        whole_weights: what the whole batch gives them, α with g = Σ α_j g_j; None where there are no such weights.
+        whole_weights: what the whole batch gives them, α with g = Σ α_j g_j; None where there are no such weights, or
+            no more parameters than microbatches, to which any weights would fit.
         sentence: what to know, and what to do.
     """
 
@@ -74,7 +75,8 @@ def check_accumulation(
         batch_loss_fn: what the step is meant to differentiate, ``batch_loss_fn(params, batch) -> scalar`` or
             ``(scalar, aux)``, for batches of any size.
         params: pytree of floating-point arrays, any point away from special ones.
-        batch: pytree of arrays; examples that differ in length or weight show more.
+        batch: pytree of arrays; examples that differ in length or weight show more. Randomness is told only from keys
+            in it, one for each example.
         num_microbatches: how many microbatches, or devices, the step makes of the batch.
         in_axes: the axis of the examples, as ``jax.vmap`` takes it for ``batch``: None for leaves, Python numbers among
             them, that all examples share.
@@ -105,14 +107,14 @@ def check_accumulation(
     count = count_examples(batch, axes)
     validate.at_most(count, "the number of examples", num_microbatches=num_microbatches)
     loss = BatchLoss.of(batch_loss_fn, params, batch, count=count)
-    own_params, own_batch = jax.tree.map(lambda leaf: jnp.asarray(devices.on_host(leaf)), (params, batch))
+    own_params, own_batch = jax.tree.map(devices.in_one_place, (params, batch))
     parts = Parts(loss, own_params, own_batch, axes, count)
     _finite(batch_loss_fn=parts.whole)
 
     step = _Step(step_gradients, params, batch)
     applied = step.gradient()
     _finite(step_gradients=applied)
-    trial = _Trial(parts, applied, splits(count, num_microbatches), step.dtypes())
+    trial = _Trial(parts, applied, splits(count, num_microbatches), step.operations())
     norm = np.linalg.norm(parts.whole)
     if not trial.rounding() <= _COARSE * norm:
         raise ValueError(
@@ -157,18 +159,18 @@ class _Step:
         )
         return flat(gradient)
 
-    def dtypes(self) -> tuple[Any, ...]:
-        """In which it computes, as far as that can be seen."""
-        return traced_dtypes(self.function, self.params, self.batch)
+    def operations(self) -> Operations:
+        """What it computes, as far as that can be seen."""
+        return traced(self.function, self.params, self.batch)
 
 
 class _Trial:
     """The gradient of a step against everything it may be."""
 
-    def __init__(self, parts: Parts, applied: np.ndarray, ways: list[Split], dtypes: tuple[Any, ...]) -> None:
-        self.parts, self.applied, self.ways = parts, applied, ways
+    def __init__(self, parts: Parts, applied: np.ndarray, ways: list[Split], operations: Operations) -> None:
+        self.parts, self.applied, self.ways, self._operations = parts, applied, ways, operations
         self.gradients = [np.stack([parts.gradient(rows) for rows in way.parts]) for way in ways]
-        errors = parts.rounding(dtypes, len(ways[0].parts))
+        errors = parts.rounding(operations, len(ways[0].parts))
         self._of_part = max(map(errors, ways[0].parts, self.gradients[0]))
         self._of_whole = max(errors(np.arange(parts.count), parts.whole), self._of_part / len(ways[0].parts) ** 0.5)
 
@@ -188,7 +190,7 @@ class _Trial:
         if error > rounding:
             sentence = _explanations.sentence(best, split, factor, what, shares, error)
         else:
-            sentence = _explanations.equal(error, rounding)
+            sentence = _explanations.equal(error, rounding, self.parts.coarser_than_params(self._operations))
         return Accumulation(
             error=error,
             rounding=rounding,
@@ -246,6 +248,9 @@ class _Trial:
         return self._combination(self.parts.whole, self.gradients[way])
 
     def _combination(self, vector: np.ndarray, gradients: np.ndarray) -> np.ndarray | None:
+        """c with vector = Σ c_j g_j; None if there is none or, as for k gradients of k numbers, always one."""
+        if len(vector) <= len(gradients):
+            return None
         weights, _, rank, _ = np.linalg.lstsq(gradients.T, vector)
         distance = np.linalg.norm(vector - weights @ gradients)
         within = distance <= max(self.rounding(), self.rounding(weights))

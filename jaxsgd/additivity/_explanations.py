@@ -135,9 +135,10 @@ def _counts(parts: Parts) -> dict[str, float]:
 _SMALL = 1e-3  # of a gradient: mistakes with batches of equal examples may be as small
 
 
-def equal(error: float, rounding: float) -> str:
-    """A sentence about a step that is right."""
-    finer = "; params and batch of a finer dtype would show smaller mistakes" if rounding > _SMALL else ""
+def equal(error: float, rounding: float, coarse: str | None) -> str:
+    """A sentence about a step that is right; ``coarse`` is a dtype in it that is coarser than params."""
+    finer = "params and batch of a finer dtype" if coarse is None else f"a step and a loss without {coarse} inside"
+    finer = f"; {finer} would show smaller mistakes" if rounding > _SMALL else ""
     return (
         f"The step applies the gradient of the whole batch: the two differ by {error:.1e} of its norm, and rounding "
         f"may make {rounding:.1e}{finer}."
@@ -150,9 +151,12 @@ def sentence(
     """A sentence about a step that is not, on which a person can act."""
     off = f"off by {decimal(error)} of the norm of the whole batch's gradient"
     if best.found == "unknown":
+        what = f"no combination of those of {len(way.parts)} microbatches"
+        if len(best.vector) <= len(way.parts):
+            what = f"none of the usual mistakes; params of more than {len(way.parts)} numbers would tell more"
         return (
-            f"The step's gradient is {off}, and no combination of those of {len(way.parts)} microbatches: see that it "
-            "takes the same loss at the same params, and sums in no coarser dtype."
+            f"The step's gradient is {off}, and {what}: see that it takes the same loss at the same params, and sums "
+            "in no coarser dtype."
         )
     if best.found == "whole batch":
         if known is None:
@@ -164,7 +168,7 @@ def sentence(
             f"The step applies {factor:.6g} times the gradient of the whole batch, and {factor:.6g} is {known.what}: "
             f"{known.remedy}."
         )
-    return f"The step applies {_what(best, way, factor, known)}, {off}: {_remedy(best, shares)}."
+    return f"The step applies {_what(best, way, factor, known)}, {off}: {_remedy(best, way, shares)}."
 
 
 def _what(best: Candidate, way: Split, factor: float, known: Factor | None) -> str:
@@ -192,20 +196,23 @@ def _what(best: Candidate, way: Split, factor: float, known: Factor | None) -> s
     return f"{factor:.6g} times {said}, where {factor:.6g} is {known.what}"
 
 
-def _remedy(best: Candidate, shares: np.ndarray | None) -> str:
+def _remedy(best: Candidate, way: Split, shares: np.ndarray | None) -> str:
     if best.found in _REMEDIES:
         return _REMEDIES[best.found]
     if "first" in best.found or "last" in best.found:
         return "see where the loop over microbatches begins and ends, and add up all gradients"
+    divide_once = (
+        "add the sums and their normalizers (tokens, weights, examples) over all microbatches and devices, and divide "
+        "once"
+    )
+    if shares is None and len(best.vector) <= len(way.parts):
+        return divide_once
     if shares is None:
         return (
             "the whole batch's gradient is no weighted sum of theirs, as for losses that couple examples; "
             "check_additivity(batch_loss_fn, params, batch) says which"
         )
-    return (
-        f"the whole batch gives them the weights {_listed(shares)}; add the sums and their normalizers (tokens, "
-        "weights, examples) over all microbatches and devices, and divide once"
-    )
+    return f"the whole batch gives them the weights {_listed(shares)}; {divide_once}"
 
 
 _REMEDIES = {

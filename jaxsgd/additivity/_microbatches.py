@@ -2,16 +2,18 @@
 
 Parts of a batch are sliced along the axis of every leaf that holds the examples; leaves without one are part of each.
 
-Rounding: with ε the unit of the coarsest dtype in which the loss is computed (known from its jaxpr, so that float32
-parameters do not hide bfloat16 arithmetic), let R be the change of a gradient when every number in params and batch is
-changed by ±ε/2, as if each was rounded once more. A gradient of D equations over l arrays rounds D/l numbers for every
-number so changed, and rounding errors are independent and add in squares (Higham and Mary, SIAM J. Sci. Comput. 41,
-2019): √(D/l) R. Adding k microbatches in the same dtype adds √k ε/2 of the norm, and the sums inside the gradient, of F
-operations for each number of it and accumulated in float32 at least, √F ε'/2. Of a combination Σ c_j g_j the errors are
-√Σ c_j² times that of one microbatch, and two programs for the same differ by √2 times as much.
+Rounding: for every dtype in which the loss computes, or a step that can be traced in a coarser one (known from their
+jaxprs, so that float32 parameters do not hide bfloat16 arithmetic), let ε be its unit and R the change of a gradient
+when every number in params and batch is changed by ±ε/2, as if each was rounded once more. D operations in this dtype
+over l arrays round D/l numbers for every number so changed, and rounding errors are independent and add in squares
+(Higham and Mary, SIAM J. Sci. Comput. 41, 2019): √(Σ (D/l) R²), the sum over dtypes. Adding k microbatches in the
+coarsest dtype adds √k ε/2 of the norm, and the sums inside the gradient, of F operations for each number of it and
+accumulated in float32 at least, √F ε'/2. Of a combination Σ c_j g_j the errors are √Σ c_j² times that of one
+microbatch, and two programs for the same differ by √2 times as much.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jaxtyping import Array, PyTree
 
 from jaxsgd._core import validate
@@ -27,6 +29,7 @@ from jaxsgd.additivity._subset_losses import nudged
 from jaxsgd.batch_losses import BatchLoss
 
 Axes = tuple[int | None, ...]  # where each leaf of a batch has its examples
+Operations = Counter[Any]  # how many are made in each floating-point dtype
 
 
 @dataclass(frozen=True)
@@ -115,26 +118,43 @@ class Parts:
         with jax.default_matmul_precision("highest"):
             return flat(_gradient_on(self.loss, self.axes, params, batch, jnp.asarray(rows)))
 
-    def rounding(self, dtypes: tuple[Any, ...], k: int) -> Callable[[np.ndarray, np.ndarray], float]:
+    def rounding(self, step: Operations, k: int) -> Callable[[np.ndarray, np.ndarray], float]:
         """A function of some examples and their gradient: what rounding may make of it in a sum over k microbatches.
 
         Args:
-            dtypes: in which another program for the same computes, besides those of the loss.
+            step: the operations of another program for the same.
             k: how many microbatches are added.
         """
-        jaxpr = jax.make_jaxpr(jax.value_and_grad(self.loss))(self.params, self.batch).jaxpr
-        found = [dtype for equation in equations(jaxpr) for dtype in floating_dtypes(equation)]
-        found += [leaf.dtype for leaf in jax.tree.leaves(self.params)]
-        unit, unit_of_sums = coarsest(*found, *dtypes), min(coarsest(*found), coarsest(jnp.float32))
-        of_sums = (k**0.5 * unit + self._operations_per_number**0.5 * unit_of_sums) / 2
-        roundings = num_equations(jaxpr) / len(jax.tree.leaves(self.params))
-        params, batch = (nudged(tree, unit) for tree in (self.params, self.batch))
+        numbers = self._operations | {dtype: count for dtype, count in step.items() if self.is_coarser(dtype)}
+        unit_of_sums = min(coarsest(*self._operations), coarsest(jnp.float32))
+        of_sums = (k**0.5 * coarsest(*numbers) + self._operations_per_number**0.5 * unit_of_sums) / 2
+        arrays = len(jax.tree.leaves(self.params))
+        changed = {dtype: [nudged(tree, coarsest(dtype)) for tree in (self.params, self.batch)] for dtype in numbers}
 
         def of(rows: np.ndarray, gradient: np.ndarray) -> float:
-            response = np.linalg.norm(self._gradient(params, batch, rows) - gradient) / 2
-            return float(roundings**0.5 * response + of_sums * np.linalg.norm(gradient))
+            square = 0.0
+            for dtype, (params, batch) in changed.items():
+                response = np.linalg.norm(self._gradient(params, batch, rows) - gradient) / 2
+                square += float(numbers[dtype] / arrays * response**2)
+            return float(square**0.5 + of_sums * np.linalg.norm(gradient))
 
         return of
+
+    def is_coarser(self, dtype: Any) -> bool:
+        """Whether a dtype is coarser than all in the loss."""
+        return coarsest(dtype) > coarsest(*self._operations)
+
+    def coarser_than_params(self, step: Operations) -> str | None:
+        """The coarsest of the dtypes of the step and of the loss, if it is coarser than all of params."""
+        coarse = max({*self._operations, *step}, key=coarsest)
+        of_params = coarsest(*(leaf.dtype for leaf in jax.tree.leaves(self.params)))
+        return str(coarse) if coarsest(coarse) > of_params else None
+
+    @cached_property
+    def _operations(self) -> Operations:
+        """Of the loss and its gradient; the copy of each parameter is one more."""
+        jaxpr = jax.make_jaxpr(jax.value_and_grad(self.loss))(self.params, self.batch).jaxpr
+        return operations(jaxpr) + Counter(leaf.dtype for leaf in jax.tree.leaves(self.params))
 
     @cached_property
     def _operations_per_number(self) -> float:
@@ -161,34 +181,26 @@ def coarsest(*dtypes: Any) -> float:
     return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)  # type: ignore[no-untyped-call]
 
 
-def equations(jaxpr: Jaxpr) -> Iterator[Any]:
-    """Every equation of a program, inside of loops and calls too."""
+def operations(jaxpr: Jaxpr) -> Operations:
+    """How many operations on arrays a program makes in each dtype of real numbers, a scan's as often as it turns."""
+    total: Operations = Counter()
     for equation in jaxpr.eqns:
-        yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from equations(inner)
-
-
-def num_equations(jaxpr: Jaxpr) -> int:
-    """How many operations on arrays a program makes, those of a scan as often as it turns."""
-    total = 0
-    for equation in jaxpr.eqns:
-        inner = [num_equations(each) for each in jaxprs_in_params(equation.params)]
+        inner = [operations(each) for each in jaxprs_in_params(equation.params)]
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += times * sum(inner) if inner else 1
+        for found in inner or [Counter(dict.fromkeys(floating_dtypes(equation), 1))]:
+            total += Counter({dtype: times * count for dtype, count in found.items()})
     return total
 
 
-def floating_dtypes(equation: Any) -> list[Any]:
+def floating_dtypes(equation: Any) -> set[Any]:
     """The floating-point dtypes of an equation's results."""
-    dtypes = [getattr(variable.aval, "dtype", None) for variable in equation.outvars]
-    return [dtype for dtype in dtypes if dtype is not None and jnp.issubdtype(dtype, jnp.floating)]
+    dtypes = {getattr(variable.aval, "dtype", None) for variable in equation.outvars}
+    return {dtype for dtype in dtypes if dtype is not None and jnp.issubdtype(dtype, jnp.floating)}
 
 
-def traced_dtypes(function: Any, *arguments: Any) -> tuple[Any, ...]:
-    """The floating-point dtypes that a function computes in, as far as JAX can trace it."""
+def traced(function: Any, *arguments: Any) -> Operations:
+    """The operations of a function, as far as JAX can trace it."""
     try:
-        closed: ClosedJaxpr = jax.make_jaxpr(function)(*arguments)
+        return operations(jax.make_jaxpr(function)(*arguments).jaxpr)
     except Exception:  # a step may look at values, or count its calls
-        return ()
-    return tuple({dtype for equation in equations(closed.jaxpr) for dtype in floating_dtypes(equation)})
+        return Counter()

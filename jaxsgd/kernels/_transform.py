@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import arrays, validate
+from jaxsgd._core import arrays, loss_functions, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch, trace_batch_with_aux
 from jaxsgd.kernels._loss import WithoutAux, with_keys
@@ -61,7 +61,7 @@ def per_example_gradients(
         validate.floating_leaves(params=params)
         batch = arrays.readable(batch=batch)
         count = validate.leading_axis(batch=batch)
-        validate.scalar_loss(loss_fn, params, batch, key=key, has_aux=has_aux)
+        loss_functions.require_scalar(loss_fn, params, batch, key=key, has_aux=has_aux)
         loss, batch = with_keys(loss_fn, batch, key)
         if memory_limit is None:
             return kept(loss, params, batch)

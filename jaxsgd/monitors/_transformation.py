@@ -3,6 +3,7 @@
 It knows no statistic: schedules, weights and what is read are the same for all of them.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from jaxsgd import kernels
 from jaxsgd._core import sums, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.monitors._terms import Terms, Where, chosen_leaves
@@ -63,8 +65,9 @@ class Statistic(ABC):
             raise ValueError(
                 f"{self.needs[0]} must be given to update for monitors.{self.function}: "
                 f"optimizer.update(grads, state, params, {self.needs[0]}=...); in a loop that calls update itself, "
-                "as flax's TrainState does, wrap the optimizer in monitors.observed, and show the monitors each batch "
-                f"by state = monitors.observe(state, {self.needs[0]}=...)"
+                "as flax's TrainState does, wrap the optimizer in monitors.observed, inside of all other wrappers, "
+                "and show the monitors each batch by "
+                f"state = monitors.observe(state, {self.needs[0]}=...)"
             )
 
     def terms(self, extra: Mapping[str, Any]) -> Terms:
@@ -86,6 +89,11 @@ def terms_of(extra: Mapping[str, Any]) -> Terms:
     given = extra.get("terms")
     given = extra["per_example_gradients"] if given is None else given
     given = given() if callable(given) else given
+    if not isinstance(given, Terms | kernels.PerExampleGradients):
+        raise TypeError(
+            "per_example_gradients must be what jaxsgd.per_example_gradients(loss_fn)(params, batch) gives, or a "
+            f"function without arguments that does, got {validate.outline(given)}"
+        )
     return given if isinstance(given, Terms) else Terms(given)
 
 
@@ -104,14 +112,24 @@ def _is_state(node: Any) -> bool:
     return isinstance(node, MonitorState)
 
 
+def _states(state: PyTree) -> list[MonitorState]:
+    found = [node for node in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(node)]
+    if not found:
+        raise ValueError(
+            "state must hold the state of a monitor, as that of optax.chain(monitors.noise_scale(), optimizer) does; "
+            f"of a flax.nnx.Optimizer it is opt_state; got {validate.outline(state)}"
+        )
+    return found
+
+
 def readings(state: PyTree) -> dict[str, Array]:
     """What the monitors in an optimizer's state have measured; NaN where they have not yet.
 
     Raises:
-        ValueError: if two monitors give the same name; tell them apart by their ``name``.
+        ValueError: if the state holds no monitor, or two that give the same name; tell them apart by their ``name``.
     """
     found: dict[str, Array] = {}
-    for node in filter(_is_state, jax.tree.leaves(state, is_leaf=_is_state)):
+    for node in _states(state):
         prefix = f"{node.statistic.name}/" if node.statistic.name else ""
         with jax.debug_nans(False):
             averages = jax.tree.map(lambda total, w=node.weight: total / w.astype(total.dtype), node.totals)
@@ -171,11 +189,7 @@ def observe(
         "step": step,
     }
     shown = {name: value for name, value in given.items() if value is not None}
-    if not any(map(_is_state, jax.tree.leaves(state, is_leaf=_is_state))):
-        raise ValueError(
-            "state must hold the state of a monitor, as that of monitors.observed(optax.chain(monitors.noise_scale(), "
-            f"optimizer)) does, got {jax.tree.structure(state)}"
-        )
+    _states(state)
 
     def look(node: Any) -> Any:
         return _measured(node, None, shown) if _is_state(node) else node
@@ -183,19 +197,21 @@ def observe(
     return jax.tree.map(look, state, is_leaf=_is_state)
 
 
-def observed(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def observed(optimizer: optax.GradientTransformation | optax.MultiSteps) -> optax.GradientTransformationExtraArgs:
     """The same optimizer for loops that call ``update`` themselves: its monitors are shown batches by :func:`observe`.
 
-    Where ``update`` is called without what they need, they leave their state alone in place of raising. What wraps an
-    optimizer may not hand on anything either, so this one goes inside: ``optax.MultiSteps(observed(optimizer), 4)``.
+    Where ``update`` is called without what they need, they leave their state alone in place of raising; a batch that is
+    shown to both counts twice. What wraps an optimizer may not hand on anything to it, so this one goes inside.
     """
-    inner = optax.with_extra_args_support(optimizer)
+    parameters = inspect.signature(optimizer.update).parameters.values()
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)  # optax.MultiSteps says so only
+    called = optimizer.update if hands_on else optax.with_extra_args_support(optimizer).update
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
-        updates, state = inner.update(updates, state, params, **(extra | {_OBSERVED: True}))
+        updates, state = called(updates, state, params, **(extra | {_OBSERVED: True}))
         return updates, state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 _OBSERVED = "monitors_are_observed"  # the extra argument by which ``observed`` reaches the monitors of any chain

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from jaxsgd import checks, estimators, kernels, moments, sources
-from jaxsgd._core import validate
+from jaxsgd._core import loss_functions, validate
 from jaxsgd.noise import noise_scale
 from jaxsgd.problems import Problem
 from jaxsgd.report._batch_loss import examine
@@ -146,7 +146,7 @@ def _one_pass(
         m = moments.gradient_moments(loss_fn, params, reservoir.passing(sources.batches(data)))
         return m, reservoir.subset()
     subset = draw(data, sample_size, key)
-    validate.scalar_loss(loss_fn, params, subset.examples)
+    loss_functions.require_scalar(loss_fn, params, subset.examples)
     return moments.gradient_moments(loss_fn, params, data, chunk_size=chunk_size), subset
 
 

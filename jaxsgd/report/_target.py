@@ -22,6 +22,10 @@ class Refusal(Exception):  # noqa: N818 - it is no error of the program
     """What was given cannot be used; the message is the whole answer."""
 
 
+class _NoModule(Refusal):
+    """There is no module of this name."""
+
+
 def resolve(target: str) -> Any:
     """The object that ``module:name`` or ``file.py:name`` means."""
     where, separator, name = target.rpartition(":")
@@ -29,8 +33,12 @@ def resolve(target: str) -> Any:
         raise Refusal(
             f"the target must be module:function, for example my_package.my_module:make_problem, got {target}"
         )
-    module = _module(where)
-    found: Any = module
+    try:
+        found: Any = _module(where)
+    except _NoModule as error:
+        if Path(f"{where}.py").is_file():
+            raise Refusal(f"{error}; the file is given as {where}.py:{name}") from error
+        raise
     for part in name.split("."):
         if not hasattr(found, part):
             options = [each for each in dir(found) if not each.startswith("_")]
@@ -93,16 +101,18 @@ def did_you_mean(name: str, options: Any) -> str:
 def _module(where: str) -> Any:
     if where.endswith(".py"):
         return _imported(lambda: _from_file(Path(where)), where)
+    if not all(part.isidentifier() for part in where.split(".")):
+        raise _NoModule(f"{where} is no name of a module")
     _add_to_path(Path.cwd())
     importlib.invalidate_caches()
     parent, _, last = where.rpartition(".")
     for name in [".".join(where.split(".")[: i + 1]) for i in range(where.count("."))]:
         if not hasattr(_imported(partial(importlib.import_module, name), name), "__path__"):
-            raise Refusal(f"{name} is a module, not a package: it has no {where.removeprefix(name + '.')}")
+            raise _NoModule(f"{name} is a module, not a package: it has no {where.removeprefix(name + '.')}")
     places = sys.modules[parent].__path__ if parent else [str(Path.cwd())]
-    if not last.isidentifier() or (where not in sys.modules and importlib.util.find_spec(where) is None):
+    if where not in sys.modules and importlib.util.find_spec(where) is None:
         options = [module.name for module in pkgutil.iter_modules(places)]
-        raise Refusal(f"there is no module {where}{did_you_mean(last, options)}")
+        raise _NoModule(f"there is no module {where}{did_you_mean(last, options)}")
     return _imported(lambda: importlib.import_module(where), where)
 
 
@@ -144,7 +154,7 @@ def _imported(load: Callable[[], Any], where: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (where == error.name or where.startswith(f"{error.name}.")):
             options = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
-            raise Refusal(f"there is no module {where}{did_you_mean(where, options)}") from error
+            raise _NoModule(f"there is no module {where}{did_you_mean(where, options)}") from error
         raise Refusal(f"{where} does not import: {_described(error)}") from error
     except (Exception, SystemExit) as error:
         raise Refusal(f"{where} does not import: {_described(error)}") from error

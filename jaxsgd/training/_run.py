@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxsgd import kernels, shell, tracking
-from jaxsgd._core import arrays, devices, validate
+from jaxsgd._core import arrays, devices, loss_functions, validate
 from jaxsgd._core.fingerprints import digest, program_digest
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.designs import batches
@@ -125,8 +125,8 @@ def run_sgd(
     validate.floating_leaves(params=params)
     data = arrays.readable(data=data)
     population_size = validate.leading_axis(data=data)
-    validate.scalar_loss(loss_fn, params, data)
-    validate.deterministic(loss_fn, params, data)
+    loss_functions.require_scalar(loss_fn, params, data)
+    loss_functions.require_deterministic(loss_fn, params, data)
     validate.has_method("weights(key, population_size)", design=design)
     if gradient is not None:
         validate.one_of(("factored", "plain"), gradient=gradient)

@@ -111,10 +111,16 @@ def period(states: Any) -> int:
     return math.gcd(*scheduled) or 1
 
 
+def _is_monitored(node: Any) -> bool:
+    return isinstance(node, monitors.MonitorState)
+
+
 def measure(plan: Plan, data: PyTree, carry: Carry, key: Array, rate: Any) -> dict[str, Array]:  # noqa: ARG001
     """The metrics of a run at one step."""
     metrics = {"loss": _mean_loss(plan.loss_fn, data, carry.params)}
-    metrics |= monitors.readings((carry.monitors, carry.optimizer))
+    watched = (carry.monitors, carry.optimizer)
+    if any(map(_is_monitored, jax.tree.leaves(watched, is_leaf=_is_monitored))):
+        metrics |= monitors.readings(watched)
     if plan.eval_fn is not None:
         found = plan.eval_fn(carry.params)
         found = found if isinstance(found, dict) else {"eval": found}

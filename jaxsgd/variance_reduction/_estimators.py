@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import estimators, kernels
-from jaxsgd._core import validate
+from jaxsgd._core import loss_functions, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.designs import Draw, batches
 from jaxsgd.variance_reduction._control_variates import (
@@ -70,7 +70,7 @@ class _Estimator:
         validate.random_key(key=key)
         validate.floating_leaves(params=params)
         population_size = validate.leading_axis(data=data)
-        validate.scalar_loss(self.loss_fn, params, data)
+        loss_functions.require_scalar(self.loss_fn, params, data)
         validate.has_method("weights(key, population_size)", design=self.design)
         jax.eval_shape(lambda k: self.design.weights(k, population_size), key)  # the design's own checks
         return population_size

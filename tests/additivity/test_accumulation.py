@@ -396,4 +396,4 @@ def test_equations_in_scans_count_as_often_as_they_turn() -> None:
     def function(x):
         return jax.lax.scan(lambda c, _: (jnp.sin(c), None), jnp.cos(x), None, length=7)[0]
 
-    assert _microbatches.num_equations(jax.make_jaxpr(function)(1.0).jaxpr) == 8
+    assert _microbatches.operations(jax.make_jaxpr(function)(1.0).jaxpr).total() == 8

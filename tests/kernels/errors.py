@@ -56,6 +56,11 @@ CASES: list[Case] = [
     ),
     (
         TypeError,
+        "loss_fn must be called as loss_fn(params, example): missing a required argument: 'key'; … key=...",
+        lambda *_: jaxsgd.per_example_gradients(lambda p, x, key: p * x)(ONE, jnp.ones(2)),
+    ),
+    (
+        TypeError,
         "key must be a key such as jax.random.key(0), got 3 of type int",
         lambda *_: jaxsgd.per_example_gradients(lambda p, x, key: p * x)(ONE, jnp.ones(2), key=3),
     ),

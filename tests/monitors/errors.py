@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxsgd import monitors
 from tests.support.error_helpers import ONE, Case, G, recomputed
 
@@ -28,6 +30,17 @@ CASES: list[Case] = [
         ValueError,
         "full_gradient must be given to update for monitors.full_gradient_cosine",
         lambda *_: monitors.observe(monitors.full_gradient_cosine().init(ONE), per_example_gradients=G),
+    ),
+    (
+        TypeError,
+        "per_example_gradients must be what jaxsgd.per_example_gradients(loss_fn)(params, batch) gives, or a function "
+        "without arguments that does, got PyTreeDef({'w': *})",
+        lambda *_: monitors.observe(monitors.noise_scale().init(ONE), per_example_gradients={"w": jnp.ones((4, 2))}),
+    ),
+    (
+        ValueError,
+        "state must hold the state of a monitor, as … of a flax.nnx.Optimizer it is opt_state; got PyTreeDef((*, *))",
+        lambda *_: monitors.readings((ONE, ONE)),
     ),
     (
         ValueError,

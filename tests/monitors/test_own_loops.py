@@ -182,6 +182,20 @@ def test_multi_steps_in_a_train_state() -> None:
     assert_same(monitors.readings(state), of_batches(seen))
 
 
+@pytest.mark.parametrize("wrapped", [lambda many: many, lambda many: many.gradient_transformation()])
+def test_what_wraps_multi_steps(wrapped) -> None:
+    """``observed`` around ``MultiSteps`` reaches the monitors inside. Catches a request to do what was done."""
+    inner = optax.chain(monitors.noise_scale(decay=0.5), optax.sgd(0.1))
+    optimizer = monitors.observed(wrapped(optax.MultiSteps(inner, every_k_schedule=2)))
+    params, state, seen = PARAMS, optimizer.init(PARAMS), []
+    for batch in batches():
+        seen.append(per_example_gradients(loss_fn)(params, batch))
+        state = monitors.observe(state, per_example_gradients=seen[-1])
+        updates, state = optimizer.update(seen[-1].mean(), state, params)
+        params = optax.apply_updates(params, updates)
+    assert_same(monitors.readings(state), of_batches(seen))
+
+
 def test_behind_clipping() -> None:
     """The gradient that is measured is that of the batch. Catches ‖clipped‖² in place of ‖ĝ‖²."""
     g = per_example_gradients(loss_fn)(PARAMS, (X, Y))

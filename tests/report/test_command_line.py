@@ -71,6 +71,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "__init__.py").write_text("", encoding="utf-8")
     (tmp_path / "pack" / "inner.py").write_text("from nets import *\n", encoding="utf-8")
+    for name in ("my-model", "m.v2", "3d", "nets.v2"):
+        (tmp_path / f"{name}.py").write_text(MODULE, encoding="utf-8")
     (tmp_path / "needs.py").write_text("import no_such_library\n", encoding="utf-8")
     (tmp_path / "wrong.py").write_text("x = (\n", encoding="utf-8")
     (tmp_path / "ends.py").write_text("raise SystemExit(0)\n", encoding="utf-8")
@@ -114,6 +116,12 @@ MISTAKES = {
     "report nest:make_problem": "there is no module nest; did you mean nets?",
     "report pack.iner:make_problem": "there is no module pack.iner; did you mean inner?",
     "report nets.inner:make_problem": "nets is a module, not a package: it has no inner",
+    "report my-model:make_problem": "my-model is no name of a module; the file is given as my-model.py:make_problem",
+    "report 3d:make_problem": "3d is no name of a module; the file is given as 3d.py:make_problem",
+    "report m.v2:make_problem": "there is no module m; the file is given as m.v2.py:make_problem",
+    "report nets.v2:make_problem": "nets is a module, … no v2; the file is given as nets.v2.py:make_problem",
+    "report ./nets:make_problem": "./nets is no name of a module; the file is given as ./nets.py:make_problem",
+    "report 'no model':make_problem": "no model is no name of a module",
     "report net.py:make_problem": "there is no file net.py; did you mean nets.py?",
     "report nets:make_problm": "nets has no make_problm; did you mean make_problem?",
     "report needs:make_problem": "needs does not import: ModuleNotFoundError: No module named 'no_such_library' ( … 1)",
