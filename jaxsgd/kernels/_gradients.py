@@ -171,6 +171,13 @@ class PerExampleGradients:
         factors = tuple(factor.scaled(scales) for factor in self.factors)
         return PerExampleGradients(losses, self.structure, factors, self.rules)
 
+    @statistic(per_example=True)
+    def times(self, number: Any) -> "PerExampleGradients":
+        """The gradients c g_i, for one ``number`` c, in the same form, what they share included; the losses times c."""
+        c = jnp.asarray(number, self.losses().dtype)
+        factors = tuple(factor.times(c) for factor in self.factors)
+        return PerExampleGradients(self.losses() * c, self.structure, factors, self.rules)
+
     @statistic(kept_and_alike, per_example=True)
     def minus(self, other: "PerExampleGradients", coefficient: Any = 1.0) -> "PerExampleGradients":
         """The differences g_i − β h_i, in factored form where both are, with ``coefficient`` β.
