@@ -20,14 +20,14 @@ _FACTOR_OF_PRODUCTS = 2 * 6.25  # see the head of ``estimators/_monte_carlo.py``
 def near(values: Array) -> Float[Array, ""]:
     """The largest power of two that is at most the largest size of some numbers; 1 where all are 0."""
     largest = jnp.max(jnp.abs(values))
-    limit = -jnp.finfo(largest.dtype).minexp - 2  # of which the reciprocal is a number too
+    limit = -jnp.finfo(largest.dtype).minexp - 2  # of which the reciprocal is a number too  # type: ignore[no-untyped-call]
     exponent = jnp.clip(jnp.frexp(largest)[1] - 1, -limit, limit)
     return jnp.ldexp(jnp.ones_like(largest), jnp.where(largest > 0, exponent, 0))
 
 
 def smallest_square(dtype: Any) -> float:
     """From where on the square of a number's last digit is known as well, so that no deviation from it is lost."""
-    limits = jnp.finfo(dtype)
+    limits = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
     return float(limits.tiny) / float(limits.eps) ** 3
 
 
@@ -64,7 +64,7 @@ def leaves_range(in_units: Any, unit: Any, power: int) -> bool:
     """
     if isinstance(in_units, jax.core.Tracer) or isinstance(unit, jax.core.Tracer):
         return False
-    values, limits = np.abs(np.asarray(in_units, np.float64)), jnp.finfo(in_units.dtype)
+    values, limits = np.abs(np.asarray(in_units, np.float64)), jnp.finfo(in_units.dtype)  # type: ignore[no-untyped-call]
     values = values[np.isfinite(values)]
     largest, log_unit = values.max(initial=0.0), power * np.log2(float(unit))
     if largest == 0:

@@ -28,8 +28,8 @@ class Estimate:
 
     ``standard_error`` and ``num_draws`` are 0 for exact results. The standard error of ``mean`` needs no field:
     E‖mean − E ĝ‖² = variance / num_draws. ``mean_squared_error`` is (1/R) Σ ‖ĝ_r − E ĝ‖² over the draws, about the mean
-    that the design states, and ``squared_covariance`` an estimate of tr (Cov ĝ)²; ``merge`` needs both, and exact
-    results have none.
+    that the design states, and ``covariance_norm`` an estimate of ‖Cov ĝ‖_F; ``merge`` needs both, and exact results
+    have none.
     """
 
     mean: Any
@@ -37,7 +37,7 @@ class Estimate:
     standard_error: Any
     num_draws: Any
     mean_squared_error: Any = None
-    squared_covariance: Any = None
+    covariance_norm: Any = None
 
 
 @on_any_mesh

@@ -131,7 +131,7 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
 
 def _squares_are_lost(g: PerExampleGradients) -> bool:
     """Whether norms and deviations are others than those of larger gradients: a power of two changes nothing else."""
-    limits = jnp.finfo(g.losses().dtype)
+    limits = jnp.finfo(g.losses().dtype)  # type: ignore[no-untyped-call]
     exponent = 1 - limits.minexp // 2
     own, larger = ((each.squared_norms(), each.squared_deviations()) for each in (g, g.times(2.0**exponent)))
     for few, more in zip(own, larger, strict=True):
