@@ -101,8 +101,9 @@ def random_sign_moments(
     count = jax.tree.leaves(batch)[0].shape[0]
     chunk_size = count if chunk_size is None else chunk_size
     validate.positive_integer(chunk_size=chunk_size)
-    found = _random_sign_moments(loss_fn, num_draws, min(chunk_size, count), params, batch, key)
+    found, last = _random_sign_moments(loss_fn, num_draws, min(chunk_size, count), params, batch, key)
     _check_finite((found.mean, found.trace_covariance), loss_fn, params, batch)
+    units.require_squares("gradients", found.mean, last)
     return found
 
 
@@ -166,7 +167,8 @@ def _directional_derivatives(loss_fn: Loss, params: PyTree, batch: PyTree, direc
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _random_sign_moments(
     loss_fn: Loss, num_draws: int, chunk_size: int, params: PyTree, batch: PyTree, key: Array
-) -> RandomSignMoments:
+) -> tuple[RandomSignMoments, PyTree]:
+    """The moments, and the last u."""
     count = jax.tree.leaves(batch)[0].shape[0]
     dtype = accumulation_dtype(*jax.tree.leaves(params))
 
@@ -191,7 +193,7 @@ def _random_sign_moments(
     u = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, accumulated(leaf).dtype), params)
     zeros = jax.tree.map(jnp.zeros_like, u), jnp.zeros((), dtype)
     start = (u, zeros, zeros, jnp.zeros((), dtype))
-    (_, mean, spread, products), _ = jax.lax.scan(add, start, jnp.arange(num_draws))
+    (last, mean, spread, products), _ = jax.lax.scan(add, start, jnp.arange(num_draws))
     norms = mean[0], products / (num_draws - 1) ** 0.5  # of the covariances of u, of one coordinate and of all
     errors = jax.tree.map(
         lambda s, norm: jnp.hypot(
@@ -200,9 +202,8 @@ def _random_sign_moments(
         spread,
         norms,
     )
-    return RandomSignMoments(
-        weighted_gradient(jnp.full(count, 1 / count, dtype)), mean[0], errors[0], mean[1], errors[1], num_draws
-    )
+    exact_mean = weighted_gradient(jnp.full(count, 1 / count, dtype))
+    return RandomSignMoments(exact_mean, mean[0], errors[0], mean[1], errors[1], num_draws), last
 
 
 def _weighted_gradient(

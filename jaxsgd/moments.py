@@ -174,10 +174,13 @@ def merge(first: GradientMoments, second: GradientMoments) -> GradientMoments:
     With δ the difference of the means, ḡ = ḡ₁ + δ n₂/n and Σ‖g_i − ḡ‖² gains ‖δ‖² n₁n₂/n over the two sums.
 
     Raises:
-        ValueError: if only one of the two has per-coordinate sums.
+        ValueError: if only one of the two has per-coordinate sums, or there are more examples than JAX's integers count
+            (2³¹ − 1 without x64).
     """
     if (first.coordinate_sums is None) != (second.coordinate_sums is None):
         raise ValueError("second must have per-coordinate sums if and only if first does")
+    if not any(isinstance(each.count, jax.core.Tracer) for each in (first, second)):
+        _countable(int(first.count) + int(second.count))
     return _add(_Running(first, jax.tree.map(jnp.zeros_like, first)), second).total
 
 
@@ -212,6 +215,12 @@ def _add(running: _Running, part: GradientMoments) -> _Running:
     return _Running(*jax.tree.transpose(jax.tree.structure(total), jax.tree.structure((0, 0)), pairs))
 
 
+def _countable(count: int) -> None:
+    """Raise if there are more examples than an integer of JAX's counts, 2³¹ − 1 without x64."""
+    dtype = jnp.asarray(0).dtype
+    validate.at_most(int(jnp.iinfo(dtype).max), f"what {dtype} counts,", **{"the number of examples": count})
+
+
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """The rounded sum of two numbers, and what rounding took from it (D. E. Knuth; Dekker, 1971)."""
     total = a + b
@@ -225,10 +234,13 @@ class _Pass:
     def __init__(self, loss_fn: kernels.Loss, params: PyTree, per_coordinate: bool) -> None:
         self.loss_fn, self.params, self.per_coordinate = loss_fn, params, per_coordinate
         self._running: dict[Shards | None, _Running] = {}
+        self._count = 0
 
     def add(self, data: PyTree, chunk_size: int) -> _Running:
         """Merge in the moments of arrays, a chunk at a time."""
         shards, params, count = devices.shards(data), self.params, len(jax.tree.leaves(data)[0])
+        self._count += count
+        _countable(self._count)
         running = self._running.get(shards)
         if running is None:
             first = jax.tree.map(lambda leaf: sources.rows(leaf, slice(0, 1)), data)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxsgd._core.sums import accumulated, total
+
 _FACTOR_OF_PRODUCTS = 2 * 6.25  # see the head of ``estimators/_monte_carlo.py``
 
 
@@ -35,6 +37,13 @@ def root_mean_square(values: Array, *, axis: int | None = None) -> Array:
     """√(mean x²) of numbers whose squares may leave their range."""
     unit = near(values)
     return unit * jnp.sqrt(jnp.mean((values / unit) ** 2, axis=axis))
+
+
+def squared_norm(tree: Any) -> Float[Array, ""]:
+    """‖v‖² of a pytree v, of which no square is lost unless the result is."""
+    leaves = [accumulated(leaf) for leaf in jax.tree.leaves(tree)]
+    units = [near(leaf) if leaf.size else jnp.ones((), leaf.dtype) for leaf in leaves]
+    return total([jnp.sum((leaf / unit) ** 2) * unit**2 for leaf, unit in zip(leaves, units, strict=True)])
 
 
 def standard_deviation(values: Array, *, ddof: int) -> Float[Array, ""]:
@@ -70,3 +79,19 @@ def leaves_range(in_units: Any, unit: Any, power: int) -> bool:
     if largest == 0:
         return False
     return not np.log2(float(limits.tiny)) <= np.log2(largest) + log_unit < np.log2(float(limits.max))
+
+
+def require_squares(what: str, *trees: Any) -> None:
+    """Raise if the sum of squares of numbers that are not 0 cannot be held, as far as they are known."""
+    leaves = [leaf for leaf in jax.tree.leaves(trees) if leaf.size]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return
+    largest = max((float(jnp.max(jnp.abs(leaf))) for leaf in leaves), default=0.0)
+    dtype = max((jnp.float32, *(leaf.dtype for leaf in leaves)), key=lambda dtype: jnp.dtype(dtype).itemsize)
+    limits, size = jnp.finfo(dtype), sum(leaf.size for leaf in leaves)  # type: ignore[no-untyped-call]
+    small = 0 < largest < (float(limits.tiny) / float(limits.eps)) ** 0.5
+    if small or largest >= (float(limits.max) / max(size, 1)) ** 0.5:
+        side, way = ("underflow", "up") if small else ("overflow", "down")
+        raise ValueError(
+            f"squares of {what} {side} {jnp.dtype(dtype)}: scale the loss {way}, or use float64 parameters"
+        )

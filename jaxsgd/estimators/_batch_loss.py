@@ -189,6 +189,7 @@ def _summary(
             raise ValueError("batch_loss_fn must be finite, with a finite gradient, on every batch and on all data")
         if references is not None:
             references = _deviations(loss, params, data, references, mean)[1]
+        units.require_squares("gradients", full[1], mean[1], references)
         parts = [_weighted_spread(loss, params, data, *chunk, mean, references) for chunk in chunks]
     losses, squares = _added([part[:2] for part in parts])
     mean_loss, mean_gradient = mean

@@ -44,7 +44,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from jaxsgd import designs, kernels, shell
-from jaxsgd._core import devices, sums, units, validate
+from jaxsgd._core import devices, units, validate
 from jaxsgd._core.fingerprints import digest
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.rational import quotient
@@ -145,9 +145,7 @@ def merge(first: Estimate, second: Estimate) -> Estimate:
             raise ValueError(f"{name} must be an estimate from monte_carlo, got one without draws")
     a, b = first.num_draws, second.num_draws
     count = a + b
-    distance = sums.total(
-        [jnp.sum((x - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (first.mean, second.mean)), strict=True)]
-    )
+    distance = units.squared_norm(jax.tree.map(jnp.subtract, first.mean, second.mean))
     change = second.mean_squared_error - first.mean_squared_error
     squares = (a - 1) * first.variance + (b - 1) * second.variance + distance * (a * b / count)
     numbers = [[e.standard_error, e.covariance_norm, e.mean_squared_error] for e in (first, second)]

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import arrays, devices, units, validate
+from jaxsgd._core import arrays, units, validate
 from jaxsgd._core.meshes import on_any_mesh
-from jaxsgd._core.units import smallest_square
 from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch, trace_batch_with_aux
 from jaxsgd.kernels._loss import WithoutAux, with_keys
+from jaxsgd.kernels._range import require_squares
 from jaxsgd.kernels._recomputed import recomputed, recomputed_with_aux
 from jaxsgd.kernels.factors import Dense
 
@@ -114,10 +114,8 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
     norms = g.squared_norms()
     if isinstance(norms, jax.core.Tracer):
         return
-    remedy = f"{norms.dtype}: scale the loss {{}}, or use float64 parameters"
     if jnp.isfinite(norms).all() and np.isfinite(float(norms.max())):  # a maximum over devices may lose a NaN
-        if float(norms.max()) < smallest_square(norms.dtype) and _squares_are_lost(g):
-            raise ValueError(f"squared gradient norms underflow {remedy.format('up')}")
+        require_squares(g, norms)
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(g.materialize()):
         index, value = _first_not_finite(leaf) if leaf.size else (0, 0.0)
@@ -126,25 +124,15 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
                 f"gradients must be finite, got {value} for example {first_index + int(index)} "
                 f"in params{jax.tree_util.keystr(path)}"
             )
-    raise ValueError(f"squared gradient norms overflow {remedy.format('down')}")
-
-
-def _squares_are_lost(g: PerExampleGradients) -> bool:
-    """Whether norms and deviations are others than those of larger gradients: a power of two changes nothing else."""
-    limits = jnp.finfo(g.losses().dtype)  # type: ignore[no-untyped-call]
-    exponent = 1 - limits.minexp // 2
-    own, larger = ((each.squared_norms(), each.squared_deviations()) for each in (g, g.times(2.0**exponent)))
-    for few, more in zip(own, larger, strict=True):
-        found, expected = (devices.on_host(each).astype(np.longdouble) for each in (few, more))
-        lost = np.abs(np.ldexp(found, 2 * exponent) - expected)
-        if lost.max() > 4 * float(limits.eps) * expected.max():
-            return True
-    return False
+    raise ValueError(f"squared gradient norms overflow {norms.dtype}: scale the loss down, or use float64 parameters")
 
 
 @on_any_mesh
 def unit(g: PerExampleGradients) -> Float[Array, ""]:
-    """A power of two near the largest ‖g_i‖: what fourth powers of gradients are taken in, which leave float32."""
+    """A power of two near the largest ‖g_i‖, for gradients that :func:`require_finite` accepts.
+
+    Products of four gradients, which leave float32 from 1e9 on and below 1e-10, are taken in it.
+    """
     return units.near(jnp.sqrt(g.squared_norms()))
 
 

@@ -98,8 +98,8 @@ def hessian_noise_scale(
         memory_limit: how many bytes the factored gradients may take; beyond, they are computed anew.
 
     Raises:
-        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; if ``num_probes`` comes without a ``key``, or a
-            gradient is not finite.
+        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; if ``num_probes`` comes without a ``key``, a
+            gradient is not finite, or float32 does not hold a curvature.
 
     References:
         S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162,
@@ -115,16 +115,22 @@ def hessian_noise_scale(
         validate.random_key(key=key)
     g = kernels.per_example_gradients(loss_fn, memory_limit=memory_limit)(params, data)
     kernels.require_finite(g)
-    curvature, quadratics = _curvatures(loss_fn, num_probes, params, data, g, key)
-    error = jnp.zeros_like(curvature)
+    unit = kernels.unit(g)
+    curvature, quadratics = _curvatures(loss_fn, num_probes, params, data, g.times(1 / unit), key)
+    noise, error = quadratics.mean(), jnp.zeros_like(curvature)
     if num_probes is not None:
         error = units.standard_deviation(quadratics, ddof=1) / num_probes**0.5
+    if any(units.leaves_range(each, unit, 2) for each in (curvature, noise)):
+        raise ValueError(
+            f"curvatures along gradients leave {unit.dtype}: scale the loss so that norms are near 1, got some near "
+            f"{float(unit):.3g}, or use float64 parameters"
+        )
     return HessianNoiseScale(
         mean_loss=g.losses().mean(),
         squared_mean_norm=sums.squared_norm(g.mean()),
-        gradient_curvature=curvature,
-        noise_curvature=quadratics.mean(),
-        standard_error=error,
+        gradient_curvature=curvature * unit**2,
+        noise_curvature=noise * unit**2,
+        standard_error=error * unit**2,
         population_size=jnp.asarray(g.count),
     )
 

@@ -160,7 +160,8 @@ def two_batch_noise_scale(
         :class:`NoiseScale` without an interval.
 
     Raises:
-        TypeError, ValueError: if a size is out of its range, or the gradients are not finite or of other parameters.
+        TypeError, ValueError: if a size is out of its range, or the gradients are not finite, of other parameters, or
+            too small or large to be squared.
 
     References:
         S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162,
@@ -185,6 +186,7 @@ def two_batch_noise_scale(
         )
     validate.floating_leaves(small_gradient=small_gradient, big_gradient=big_gradient)
     validate.finite_if_known(small_gradient=small_gradient, big_gradient=big_gradient)
+    units.require_squares("small_gradient and big_gradient", small_gradient, big_gradient)
     small, big = (sums.squared_norm(gradient) for gradient in (small_gradient, big_gradient))
     c_small, c_big = (variance_factor(size, population_size) for size in (small_size, big_size))
     trace, signal = (small - big) / (c_small - c_big), (c_small * big - c_big * small) / (c_small - c_big)
