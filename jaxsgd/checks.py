@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxsgd._core import arrays, devices, loss_functions, validate
+from jaxsgd._core import arrays, devices, loss_functions, units, validate
 from jaxsgd._core.meshes import on_any_mesh
+from jaxsgd._core.sums import accumulation_dtype
 from jaxsgd._core.tables import si, table
 from jaxsgd.kernels import Loss, PerExampleGradients, WithoutAux, trace_batch, with_keys
 
@@ -110,7 +111,7 @@ def check_per_example(
 
     Raises:
         TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; if ``num_examples`` is less than 1, the loss
-            differs between two calls, or a gradient is not finite.
+            differs between two calls, or a gradient is not finite, or too small or large to be squared.
 
     >>> from jaxsgd import problems
     >>> check = check_per_example(*problems.digits_mlp(key=jax.random.key(0)))
@@ -146,6 +147,10 @@ def check_per_example(
                 errors={name: _relative_error(mine[name], *_STATISTICS[name](rows)) for name in mine},
             )
         )
+    like = jax.tree.leaves(params)
+    units.require_squares(
+        "gradients", [jnp.asarray(r, accumulation_dtype(p)) for p, r in zip(like, truth, strict=True)]
+    )
     coarsest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))  # type: ignore[no-untyped-call]
     return PerExampleCheck(tuple(checks), len(chosen), coarsest ** (2 / 3))
 

@@ -10,7 +10,9 @@ backward pass. The signs are uncorrelated, so Cov(ε − ε̄1) = I − 11ᵀ/n,
     E u² = Σ (g_i − ḡ)² in every coordinate,    E ‖u‖² = Σ ‖g_i − ḡ‖²:
 
 both are unbiased after division by n (Hutchinson's estimator of a trace, for the centered Gram matrix K̃). One draw of
-‖u‖² has variance 2 (‖K̃‖_F² − Σ K̃_ii²).
+‖u‖² has variance 2 (‖K̃‖_F² − Σ K̃_ii²). A few draws may be equal by chance, with a standard deviation of 0: so standard
+errors have the term of the order 1/R that those of drawn batches have (:mod:`jaxsgd._core.units`), with ‖Cov u‖_F from
+the products of each draw with the one before.
 """
 
 from dataclasses import dataclass
@@ -22,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import arrays, loss_functions, validate
+from jaxsgd._core import arrays, loss_functions, units, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.rational import quotient
-from jaxsgd._core.sums import accumulated, accumulation_dtype, chunked, squared_norm
+from jaxsgd._core.sums import accumulated, accumulation_dtype, chunked, inner, squared_norm
 from jaxsgd.kernels import Loss
 
 __all__ = ["RandomSignMoments", "inner_products", "random_sign_moments"]
@@ -99,8 +101,9 @@ def random_sign_moments(
     count = jax.tree.leaves(batch)[0].shape[0]
     chunk_size = count if chunk_size is None else chunk_size
     validate.positive_integer(chunk_size=chunk_size)
-    found = _random_sign_moments(loss_fn, num_draws, min(chunk_size, count), params, batch, key)
+    found, last = _random_sign_moments(loss_fn, num_draws, min(chunk_size, count), params, batch, key)
     _check_finite((found.mean, found.trace_covariance), loss_fn, params, batch)
+    units.require_squares("gradients", found.mean, last)
     return found
 
 
@@ -164,34 +167,43 @@ def _directional_derivatives(loss_fn: Loss, params: PyTree, batch: PyTree, direc
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _random_sign_moments(
     loss_fn: Loss, num_draws: int, chunk_size: int, params: PyTree, batch: PyTree, key: Array
-) -> RandomSignMoments:
+) -> tuple[RandomSignMoments, PyTree]:
+    """The moments, and the last u."""
     count = jax.tree.leaves(batch)[0].shape[0]
     dtype = accumulation_dtype(*jax.tree.leaves(params))
 
     def weighted_gradient(weights: Float[Array, " n"]) -> PyTree:
         return _weighted_gradient(loss_fn, chunk_size, params, batch, weights)
 
-    def terms(draw: Array) -> tuple[PyTree, Array]:
-        """Unbiased estimates of the variance and of its trace."""
+    def drawn(draw: Array) -> PyTree:
         signs = jax.random.rademacher(jax.random.fold_in(key, draw), (count,), dtype)
-        u = weighted_gradient(signs - signs.mean())
-        return jax.tree.map(lambda leaf: leaf**2 / count, u), squared_norm(u) / count
+        return weighted_gradient(signs - signs.mean())
 
-    def add(carry: tuple[Any, Any], draw: Array) -> tuple[tuple[Any, Any], None]:
-        """Welford's update of the mean and of the sum of squared deviations from it."""
-        mean, squares = carry
-        term = terms(draw)
+    def add(carry: tuple[Any, Any, Any, Any], draw: Array) -> tuple[tuple[Any, Any, Any, Any], None]:
+        """Welford's update of the means and of the roots of sums of squares, which are fourth powers of gradients."""
+        before, mean, spread, products = carry
+        u = drawn(draw)
+        term = jax.tree.map(lambda leaf: leaf**2 / count, u), squared_norm(u) / count
         delta = jax.tree.map(jnp.subtract, term, mean)
-        mean = jax.tree.map(lambda m, d: m + d / (draw + 1).astype(d.dtype), mean, delta)
-        squares = jax.tree.map(lambda s, d, t, m: s + d * (t - m), squares, delta, term, mean)
-        return (mean, squares), None
+        share = 1 / (draw + 1).astype(dtype)
+        mean = jax.tree.map(lambda m, d: m + d * share.astype(d.dtype), mean, delta)
+        spread = jax.tree.map(lambda s, d: jnp.hypot(s, d * jnp.sqrt(1 - share).astype(d.dtype)), spread, delta)
+        return (u, mean, spread, jnp.hypot(products, inner(u, before) / count)), None
 
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(terms, jnp.zeros((), int)))
-    (mean, squares), _ = jax.lax.scan(add, (zeros, zeros), jnp.arange(num_draws))
-    errors = jax.tree.map(lambda s: jnp.sqrt(s * quotient(1, num_draws * (num_draws - 1))), squares)
-    return RandomSignMoments(
-        weighted_gradient(jnp.full(count, 1 / count, dtype)), mean[0], errors[0], mean[1], errors[1], num_draws
+    u = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, accumulated(leaf).dtype), params)
+    zeros = jax.tree.map(jnp.zeros_like, u), jnp.zeros((), dtype)
+    start = (u, zeros, zeros, jnp.zeros((), dtype))
+    (last, mean, spread, products), _ = jax.lax.scan(add, start, jnp.arange(num_draws))
+    norms = mean[0], products / (num_draws - 1) ** 0.5  # of the covariances of u, of one coordinate and of all
+    errors = jax.tree.map(
+        lambda s, norm: jnp.hypot(
+            s * quotient(1, num_draws * (num_draws - 1)) ** 0.5, units.of_products(norm, num_draws)
+        ),
+        spread,
+        norms,
     )
+    exact_mean = weighted_gradient(jnp.full(count, 1 / count, dtype))
+    return RandomSignMoments(exact_mean, mean[0], errors[0], mean[1], errors[1], num_draws), last
 
 
 def _weighted_gradient(

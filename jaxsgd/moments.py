@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels, sources
-from jaxsgd._core import arrays, devices, loss_functions, meshes, sums, validate
+from jaxsgd._core import arrays, devices, loss_functions, meshes, sums, units, validate
 from jaxsgd._core.devices import Shards
 from jaxsgd._core.meshes import on_any_mesh
 
@@ -132,12 +132,11 @@ def gradient_moments(
 
     moments_pass.add(data, chunk_size)
     total = moments_pass.total()
-    _require_no_underflow(total)
-    if not _is_finite(total):
+    if not _is_ordinary(total):
         starts = range(0, population_size, chunk_size)
         for start, batch in zip(starts, sources.batches(data, chunk_size), strict=True):
             kernels.require_finite(kernels.trace_batch(loss_fn, params, batch), start)
-        raise _overflow(total)
+        _require_no_overflow(total)
     return total
 
 
@@ -162,10 +161,9 @@ def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
     if not isinstance(g, kernels.PerExampleGradients):
         raise TypeError(f"g must be per-example gradients or their moments, got {validate.describe(g)}")
     m = _of(g, False)
-    _require_no_underflow(m)
-    if not _is_finite(m):
+    if not _is_ordinary(m):
         kernels.require_finite(g)
-        raise _overflow(m)
+        _require_no_overflow(m)
     return m
 
 
@@ -176,10 +174,13 @@ def merge(first: GradientMoments, second: GradientMoments) -> GradientMoments:
     With δ the difference of the means, ḡ = ḡ₁ + δ n₂/n and Σ‖g_i − ḡ‖² gains ‖δ‖² n₁n₂/n over the two sums.
 
     Raises:
-        ValueError: if only one of the two has per-coordinate sums.
+        ValueError: if only one of the two has per-coordinate sums, or there are more examples than JAX's integers count
+            (2³¹ − 1 without x64).
     """
     if (first.coordinate_sums is None) != (second.coordinate_sums is None):
         raise ValueError("second must have per-coordinate sums if and only if first does")
+    if not any(isinstance(each.count, jax.core.Tracer) for each in (first, second)):
+        _countable(int(first.count) + int(second.count))
     return _add(_Running(first, jax.tree.map(jnp.zeros_like, first)), second).total
 
 
@@ -214,6 +215,12 @@ def _add(running: _Running, part: GradientMoments) -> _Running:
     return _Running(*jax.tree.transpose(jax.tree.structure(total), jax.tree.structure((0, 0)), pairs))
 
 
+def _countable(count: int) -> None:
+    """Raise if there are more examples than an integer of JAX's counts, 2³¹ − 1 without x64."""
+    dtype = jnp.asarray(0).dtype
+    validate.at_most(int(jnp.iinfo(dtype).max), f"what {dtype} counts,", **{"the number of examples": count})
+
+
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """The rounded sum of two numbers, and what rounding took from it (D. E. Knuth; Dekker, 1971)."""
     total = a + b
@@ -227,10 +234,13 @@ class _Pass:
     def __init__(self, loss_fn: kernels.Loss, params: PyTree, per_coordinate: bool) -> None:
         self.loss_fn, self.params, self.per_coordinate = loss_fn, params, per_coordinate
         self._running: dict[Shards | None, _Running] = {}
+        self._count = 0
 
     def add(self, data: PyTree, chunk_size: int) -> _Running:
         """Merge in the moments of arrays, a chunk at a time."""
         shards, params, count = devices.shards(data), self.params, len(jax.tree.leaves(data)[0])
+        self._count += count
+        _countable(self._count)
         running = self._running.get(shards)
         if running is None:
             first = jax.tree.map(lambda leaf: sources.rows(leaf, slice(0, 1)), data)
@@ -275,14 +285,13 @@ def _stream(
             loss_functions.require_deterministic(loss, params, batch)
             moments_pass = _Pass(loss, params, per_coordinate)
         running = moments_pass.add(batch, size)
-        if not _is_finite(running.total):
+        if not _is_ordinary(running.total):
             kernels.require_finite(kernels.trace_batch(loss, params, batch), seen)
-            raise _overflow(running.total)
+            _require_no_overflow(running.total)
         seen += size
     if moments_pass is None:
         raise ValueError("data must have at least one batch, got an empty iterator")
     total: GradientMoments = moments_pass.total()
-    _require_no_underflow(total)
     return total
 
 
@@ -364,23 +373,22 @@ def _empty(
     return _Running(zeros, zeros)
 
 
-def _is_finite(m: GradientMoments) -> bool:
-    """Whether the moments are finite, as far as that is known: under a transformation they have no values."""
+def _is_ordinary(m: GradientMoments) -> bool:
+    """Whether the moments are finite, and squares far from the smallest numbers, as far as that is known.
+
+    Otherwise the gradients themselves are looked at. Under a transformation moments have no values.
+    """
     if isinstance(m.sum_squared_deviations, jax.core.Tracer):
         return True
+    dtype = m.sum_squared_deviations.dtype
+    return bool(units.smallest_square(dtype) <= float(m.squared_norms_mean)) and _is_finite(m)
+
+
+def _is_finite(m: GradientMoments) -> bool:
     return bool(jnp.isfinite(m.sum_squared_deviations).all() & jnp.isfinite(m.squared_mean_norm))
 
 
-def _require_no_underflow(m: GradientMoments) -> None:
-    """Raise if squares of numbers that are not 0 are: a variance of 0, and a noise scale of 0/0, would be no answer."""
-    if isinstance(m.sum_squared_deviations, jax.core.Tracer):
-        return
-    dtype = m.sum_squared_deviations.dtype
-    squares = m.sum_squared_deviations + m.squared_mean_norm
-    if squares < jnp.finfo(dtype).tiny and any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(m.mean)):  # type: ignore[no-untyped-call]
-        raise ValueError(f"squares of gradients underflow {dtype}: scale the loss up, or use float64 parameters")
-
-
-def _overflow(m: GradientMoments) -> ValueError:
-    dtype = m.sum_squared_deviations.dtype
-    return ValueError(f"sums of squared gradients overflow {dtype}: scale the loss down, or use float64 parameters")
+def _require_no_overflow(m: GradientMoments) -> None:
+    if not _is_finite(m):
+        dtype = m.sum_squared_deviations.dtype
+        raise ValueError(f"sums of squared gradients overflow {dtype}: scale the loss down, or use float64 parameters")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsgd._core import validate
+from jaxsgd._core import units, validate
 from jaxsgd._core.meshes import on_any_mesh
 
 __all__ = ["hill_index", "kesten_index", "stable_index"]
@@ -48,7 +48,7 @@ def stable_index(samples: Float[Array, "n ..."], *, block_size: int) -> Float[Ar
     if samples.shape[0] % block_size:
         raise ValueError(f"the number of samples must be a multiple of {block_size}, got {samples.shape[0]}")
     validate.finite_if_known(samples=samples)
-    rows = samples.reshape(samples.shape[0], -1)
+    rows = samples.reshape(samples.shape[0], -1) / units.near(samples)  # or squares may leave their range
     sums = rows.reshape(-1, block_size, rows.shape[1]).sum(axis=1)
     growth = _log_norms(sums).mean() - _log_norms(rows).mean()
     return np.log(block_size) / growth

@@ -42,6 +42,12 @@ def squared_norm(tree: Any) -> Array:
     return total([jnp.sum(accumulated(leaf) ** 2) for leaf in jax.tree.leaves(tree)])
 
 
+def inner(a: Any, b: Any) -> Array:
+    """⟨a, b⟩ of two pytrees."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return total([jnp.sum(accumulated(x) * accumulated(y)) for x, y in pairs])
+
+
 def chunked(arrays: Any, size: int) -> tuple[Any, Any]:
     """Arrays with a leading axis of n as (n // size, size, ...), and the last n % size entries, or None."""
     count = len(jax.tree.leaves(arrays)[0])

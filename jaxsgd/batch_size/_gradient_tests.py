@@ -91,14 +91,14 @@ def gradient_tests(g: kernels.PerExampleGradients) -> GradientTests:
     """
     validate.at_least(2, **{"the number of examples": g.count})
     kernels.require_finite(g)
-    return _tests(g)
+    return _tests(g, kernels.unit(g))
 
 
 @jax.jit
-def _tests(g: kernels.PerExampleGradients) -> GradientTests:
-    m, pairs = g.count, noise.pair_sums(g)
+def _tests(g: kernels.PerExampleGradients, unit: Float[Array, ""]) -> GradientTests:
+    m, pairs = g.count, noise.pair_sums(g, unit)  # of quotients, in which the unit cancels
     signal, variance = pairs.means
-    squared_norm = sums.squared_norm(g.mean()).astype(variance.dtype)
+    squared_norm = sums.squared_norm(g.mean()).astype(variance.dtype) / unit.astype(variance.dtype) ** 2
     norm = variance / m / squared_norm
     inner_product = pairs.along_mean / m / squared_norm
     unknown = jnp.full((), jnp.nan, variance.dtype)

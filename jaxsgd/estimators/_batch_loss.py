@@ -6,7 +6,8 @@ moments. With probability p(B) of batch B,
     E ∇L(B) = Σ p(B) ∇L(B),    tr Cov ∇L(B) = Σ p(B) ‖∇L(B) − E ∇L(B)‖²,
 
 summed over the design's support, or estimated from batches drawn: by the sample mean and the unbiased sample variance,
-whose standard errors are sample standard deviations over √num_draws. The batch loss sees the examples of a batch, not
+whose standard errors are sample standard deviations over √num_draws; that of the variance has the term of the order
+1/num_draws of ``_monte_carlo`` as well. The batch loss sees the examples of a batch, not
 the design's weights: an example drawn twice is in the batch twice, and a design that corrects unequal probabilities by
 its weights is not corrected here. With unequal weights every example of positive weight is in the batch; to repeat
 one, a design must have weights n_i/M for n_i draws out of ``batch_size`` M.
@@ -21,12 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Integer, PyTree
 
 from jaxsgd import designs
-from jaxsgd._core import arrays, sums, validate
+from jaxsgd._core import arrays, sums, units, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.batch_losses import BatchLoss, on_sub_batch
+from jaxsgd.estimators._monte_carlo import REFERENCE_DRAWS
 
 
 @jax.tree_util.register_dataclass
@@ -110,13 +112,14 @@ def batch_loss_gradient(
     if num_draws is None:
         if key is not None:
             raise ValueError("key must be None unless batches are drawn: give num_draws as well")
-        batches = _enumerated(design, count, max_batches)
+        batches, references = _enumerated(design, count, max_batches), None
     else:
         validate.random_key(key=key)
         validate.at_least(2, num_draws=num_draws)
         validate.has_method("indices(key, population_size)", design=design)
         batches = _drawn(design, count, key, num_draws)
-    return _summary(loss, params, data, batches, num_draws or 0, chunk_size)
+        references = _draw(design, count, key, jnp.asarray(REFERENCE_DRAWS))
+    return _summary(loss, params, data, batches, references, num_draws or 0, chunk_size)
 
 
 Batches = list[tuple[np.ndarray, np.ndarray]]  # for every size of batch: examples (r, m), probabilities (r,)
@@ -160,14 +163,20 @@ def _drawn(design: Any, count: int, key: Any, num_draws: int) -> Batches:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _draw(design: Any, count: int, key: Array, draws: Int[Array, " r"]) -> Int[Array, "r m"]:
+def _draw(design: Any, count: int, key: Array, draws: Integer[Array, " r"]) -> Int[Array, "r m"]:
     return jax.vmap(lambda r: design.indices(jax.random.fold_in(key, r), count))(draws)
 
 
 def _summary(
-    loss: BatchLoss, params: PyTree, data: PyTree, batches: Batches, num_draws: int, chunk_size: int
+    loss: BatchLoss,
+    params: PyTree,
+    data: PyTree,
+    batches: Batches,
+    references: Any,
+    num_draws: int,
+    chunk_size: int,
 ) -> BatchLossGradient:
-    """Two passes over the batches: the means, then what is centered at them."""
+    """Two passes over the batches: the means, then what is centered at them, with a few others as references."""
     chunks = [
         (jnp.asarray(rows[start : start + chunk_size]), jnp.asarray(probabilities[start : start + chunk_size]))
         for rows, probabilities in batches
@@ -178,13 +187,19 @@ def _summary(
         mean = _added([_weighted_mean(loss, params, data, *chunk) for chunk in chunks])
         if not all(np.isfinite(np.asarray(leaf, np.float64)).all() for leaf in jax.tree.leaves((full, mean))):
             raise ValueError("batch_loss_fn must be finite, with a finite gradient, on every batch and on all data")
-        parts = [_weighted_spread(loss, params, data, *chunk, mean) for chunk in chunks]
+        if references is not None:
+            references = _deviations(loss, params, data, references, mean)[1]
+        units.require_squares("gradients", full[1], mean[1], references)
+        parts = [_weighted_spread(loss, params, data, *chunk, mean, references) for chunk in chunks]
     losses, squares = _added([part[:2] for part in parts])
-    norms = jnp.concatenate([part[2] for part in parts])
     mean_loss, mean_gradient = mean
     unbiased = num_draws / (num_draws - 1) if num_draws else 1.0
     per_draw = 1 / (num_draws - 1) if num_draws else 0.0
     variance = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(squares)) * unbiased
+    error = jnp.zeros_like(variance)
+    if num_draws:
+        norms, products = (jnp.concatenate([part[i] for part in parts]) for i in (2, 3))
+        error = units.standard_error(norms * unbiased, units.root_mean_square(products))
     return BatchLossGradient(
         mean=mean_gradient,
         bias=jax.tree.map(jnp.subtract, mean_gradient, full[1]),
@@ -193,7 +208,7 @@ def _summary(
         loss_bias=mean_loss - full[0],
         loss_variance=losses * unbiased,
         mean_standard_error=jax.tree.map(lambda leaf: (leaf * per_draw) ** 0.5, squares),
-        standard_error=jnp.std(norms) * unbiased * per_draw**0.5,
+        standard_error=error,
         loss_standard_error=(losses * per_draw) ** 0.5,
         num_draws=num_draws,
     )
@@ -213,6 +228,15 @@ def _weighted_mean(
 
 
 @partial(jax.jit, static_argnums=0)
+def _deviations(
+    loss: BatchLoss, params: PyTree, data: PyTree, rows: Int[Array, "r m"], center: tuple[Float[Array, ""], PyTree]
+) -> tuple[Float[Array, " r"], PyTree]:
+    """L(B) − E L, and ∇L(B) − E ∇L, of some batches."""
+    values = jax.vmap(lambda each: on_sub_batch(loss, params, data, each, None))(rows)
+    return jax.tree.map(lambda leaf, mean: leaf - mean[None], values, center)
+
+
+@partial(jax.jit, static_argnums=0)
 def _weighted_spread(
     loss: BatchLoss,
     params: PyTree,
@@ -220,10 +244,15 @@ def _weighted_spread(
     rows: Int[Array, "r m"],
     probabilities: Float[Array, " r"],
     center: tuple[Float[Array, ""], PyTree],
-) -> tuple[Float[Array, ""], PyTree, Float[Array, " r"]]:
-    """Σ p (L(B) − E L)², Σ p (∇L(B) − E ∇L)² by coordinate, and ‖∇L(B) − E ∇L‖² of each batch."""
-    values = jax.vmap(lambda each: on_sub_batch(loss, params, data, each, None))(rows)
-    squares = jax.tree.map(lambda leaf, mean: (leaf - mean[None]) ** 2, values, center)
+    references: PyTree,
+) -> tuple[Float[Array, ""], PyTree, Float[Array, " r"], Float[Array, "r k"] | None]:
+    """Σ p (L(B) − E L)², Σ p (∇L(B) − E ∇L)² by coordinate, and of each batch ‖e‖² and the ⟨e, u⟩, e = ∇L(B) − E ∇L."""
+    deviations = _deviations(loss, params, data, rows, center)
+    squares = jax.tree.map(lambda leaf: leaf**2, deviations)
     losses, gradients = jax.tree.map(lambda leaf: jnp.tensordot(probabilities.astype(leaf.dtype), leaf, 1), squares)
     norms = sums.total([leaf.reshape(len(rows), -1).sum(axis=1) for leaf in jax.tree.leaves(squares[1])])
-    return losses, gradients, norms
+    if references is None:
+        return losses, gradients, norms, None
+    pairs = zip(jax.tree.leaves(deviations[1]), jax.tree.leaves(references), strict=True)
+    products = [sums.einsum("rp,kp->rk", *(leaf.reshape(len(leaf), -1) for leaf in pair)) for pair in pairs]
+    return losses, gradients, norms, sums.total(products)

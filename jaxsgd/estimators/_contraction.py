@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxsgd import kernels
-from jaxsgd._core import sums
+from jaxsgd._core import sums, units
 from jaxsgd.designs import (
     CircularCovariance,
     DenseCovariance,
@@ -198,6 +198,6 @@ def squared_errors(g: kernels.PerExampleGradients, deviations: Float[Array, "r n
     """‖Gᵀ d‖² for every row d."""
 
     def squared_norm(deviation: Float[Array, " n"]) -> Float[Array, ""]:
-        return sums.total([jnp.sum(leaf**2) for leaf in jax.tree.leaves(g.weighted_sum(deviation))])
+        return units.squared_norm(g.weighted_sum(deviation))
 
     return jax.lax.map(squared_norm, deviations, batch_size=64)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,7 +46,9 @@ def descent_probability(
     validate.positive_integer(max_batches=max_batches)
     kernels.require_finite(g)
     validate.enough(design.support_size(g.count), f"enumerate {design}", max_batches=max_batches)
-    slopes = [Fraction(float(slope)) for slope in devices.on_host(g.inner_products(g.mean()))]
+    unit = kernels.unit(g)  # which changes no sign, and keeps the products from vanishing
+    direction = jax.tree.map(lambda leaf: leaf / unit.astype(leaf.dtype), g.mean())
+    slopes = [Fraction(float(slope)) for slope in devices.on_host(g.inner_products(direction))]
     downhill = Fraction(0)
     for probability, weights in design.support(g.count):
         if sum(w * slope for w, slope in zip(weights, slopes, strict=True) if w) > 0:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, PyTree
 
 from jaxsgd import designs, kernels, moments
-from jaxsgd._core import devices
+from jaxsgd._core import devices, units
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.estimators import _contraction
 
@@ -28,8 +28,8 @@ class Estimate:
 
     ``standard_error`` and ``num_draws`` are 0 for exact results. The standard error of ``mean`` needs no field:
     E‖mean − E ĝ‖² = variance / num_draws. ``mean_squared_error`` is (1/R) Σ ‖ĝ_r − E ĝ‖² over the draws, about the mean
-    that the design states, and ``squared_covariance`` an estimate of tr (Cov ĝ)²; ``merge`` needs both, and exact
-    results have none.
+    that the design states, and ``covariance_norm`` an estimate of ‖Cov ĝ‖_F; ``merge`` needs both, and exact results
+    have none.
     """
 
     mean: Any
@@ -37,7 +37,7 @@ class Estimate:
     standard_error: Any
     num_draws: Any
     mean_squared_error: Any = None
-    squared_covariance: Any = None
+    covariance_norm: Any = None
 
 
 @on_any_mesh
@@ -84,6 +84,10 @@ def exact(design: designs.Design, g: kernels.PerExampleGradients | moments.Gradi
         variance = _of_moments(covariance, moments.of(g), population_size)
     else:
         variance = _contraction.trace(covariance, g)
+        if _is_lost(variance):
+            kernels.require_finite(g)
+            unit = kernels.unit(g)
+            variance = _contraction.trace(covariance, g.times(1 / unit)) * unit**2
         _require_finite(design, g, variance)
     return _without_error(g.weighted_sum(jnp.asarray(mean_weights)), variance)
 
@@ -119,3 +123,8 @@ def _require_finite(design: designs.Design, g: kernels.PerExampleGradients, vari
         return
     kernels.require_finite(g)
     raise ValueError(f"the variance under {design} overflows {variance.dtype}: scale the loss down, or use float64")
+
+
+def _is_lost(variance: Float[Array, ""]) -> bool:
+    """Whether squares that it is made of may be too small for its dtype."""
+    return not isinstance(variance, jax.core.Tracer) and float(variance) < units.smallest_square(variance.dtype)

@@ -44,7 +44,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from jaxsgd import designs, kernels, shell
-from jaxsgd._core import devices, sums, validate
+from jaxsgd._core import devices, units, validate
 from jaxsgd._core.fingerprints import digest
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.rational import quotient
@@ -104,7 +104,7 @@ def monte_carlo(
     validate.positive(checkpoint_every_seconds=checkpoint_every_seconds)
     kernels.require_finite(g)
     stated = jnp.asarray(design.mean_weights(g.count))
-    references = _draw(design, g.count, key, jnp.asarray(np.arange(_DRAWS, 2**32, dtype=np.uint32))) - stated[None]
+    references = _draw(design, g.count, key, jnp.asarray(REFERENCE_DRAWS)) - stated[None]
     more = partial(_more, design, g, key, stated, _products(g, references), chunk_size, first_draw + num_draws)
     drawn = _Drawn(first_draw, jnp.zeros_like(stated), ())
     if checkpoint is None:
@@ -116,16 +116,16 @@ def monte_carlo(
         file = StateFile(checkpoint, settings, checkpoint_every_seconds)
         with shell.interruptible(), file.held():
             drawn = _draw_all(more, _read(file) or drawn, first_draw + num_draws, file)
-    terms, squared_products = jnp.concatenate(drawn.errors, axis=1)
+    terms, products = jnp.concatenate(drawn.errors, axis=1)
     mean_error = squared_errors(g, drawn.total[None] / num_draws)[0]
-    squared_covariance = squared_products.mean()
+    covariance_norm = units.root_mean_square(products)
     return Estimate(
         mean=g.weighted_sum(stated + drawn.total / num_draws),
         variance=(terms.mean() - mean_error) * (num_draws / (num_draws - 1)),
-        standard_error=jnp.sqrt(terms.var(ddof=1) / num_draws + _of_products(squared_covariance, num_draws)),
+        standard_error=units.standard_error(terms, covariance_norm),
         num_draws=num_draws,
         mean_squared_error=terms.mean(),
-        squared_covariance=squared_covariance,
+        covariance_norm=covariance_norm,
     )
 
 
@@ -145,35 +145,32 @@ def merge(first: Estimate, second: Estimate) -> Estimate:
             raise ValueError(f"{name} must be an estimate from monte_carlo, got one without draws")
     a, b = first.num_draws, second.num_draws
     count = a + b
-    distance = sums.total(
-        [jnp.sum((x - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (first.mean, second.mean)), strict=True)]
-    )
+    distance = units.squared_norm(jax.tree.map(jnp.subtract, first.mean, second.mean))
     change = second.mean_squared_error - first.mean_squared_error
     squares = (a - 1) * first.variance + (b - 1) * second.variance + distance * (a * b / count)
-    between = first.squared_covariance * (a / count) + second.squared_covariance * (b / count)
+    numbers = [[e.standard_error, e.covariance_norm, e.mean_squared_error] for e in (first, second)]
+    unit = units.near(jnp.stack(jax.tree.leaves(numbers)))
+    between = (first.covariance_norm / unit) ** 2 * (a / count) + (second.covariance_norm / unit) ** 2 * (b / count)
     spread = sum(
-        float(n * (n - 1)) * (e.standard_error**2 - _of_products(e.squared_covariance, n))
+        float(n * (n - 1)) * ((e.standard_error / unit) ** 2 - (units.of_products(e.covariance_norm, n) / unit) ** 2)
         for n, e in ((a, first), (b, second))
     )
-    of_squares = (jnp.maximum(spread, 0) + change**2 * (a * b / count)) * quotient(1, count * (count - 1))
+    spread = jnp.maximum(spread, 0) + (change / unit) ** 2 * (a * b / count)
+    covariance_norm = unit * jnp.sqrt(between)
+    of_terms = unit * jnp.sqrt(spread * quotient(1, count * (count - 1)))
     return Estimate(
         mean=jax.tree.map(lambda x, y: x + (y - x) * (b / count), first.mean, second.mean),
         variance=squares / (count - 1),
-        standard_error=jnp.sqrt(of_squares + _of_products(between, count)),
+        standard_error=jnp.hypot(of_terms, units.of_products(covariance_norm, count)),
         num_draws=count,
         mean_squared_error=first.mean_squared_error + change * (b / count),
-        squared_covariance=between,
+        covariance_norm=covariance_norm,
     )
 
 
 _REFERENCES = 8  # errors that those of all draws are multiplied with
 _DRAWS = 2**32 - _REFERENCES  # of one key: ``fold_in`` tells 2³² numbers apart, so draw 2³² + r would be draw r again
-_OF_PRODUCTS = 2 * 6.25  # see the head of this module
-
-
-def _of_products(squared_covariance: Any, num_draws: int) -> Any:
-    """The part of the squared standard error that is due to products of different draws."""
-    return squared_covariance * (_OF_PRODUCTS / (num_draws * (num_draws - 1)))
+REFERENCE_DRAWS = np.arange(_DRAWS, 2**32, dtype=np.uint32)
 
 
 @jax.jit
@@ -185,7 +182,7 @@ def _products(g: kernels.PerExampleGradients, deviations: Float[Array, "k n"]) -
 class _Drawn(NamedTuple):
     """What is known from the draws before the next.
 
-    Its number, Σ (w_r − E w), and, chunk by chunk, two rows: ‖ĝ_r − v‖², and the mean of ⟨ĝ_r − v, u⟩² over the u.
+    Its number, Σ (w_r − E w), and, chunk by chunk, two rows: ‖ĝ_r − v‖², and the root of the mean of ⟨ĝ_r − v, u⟩².
     """
 
     next_draw: int
@@ -227,8 +224,8 @@ def _more(
     """One chunk more."""
     draws = jnp.asarray(np.arange(drawn.next_draw, min(drawn.next_draw + chunk_size, stop), dtype=np.uint32))
     deviations = _draw(design, g.count, key, draws) - stated[None]
-    crossed = jnp.matmul(deviations.astype(products.dtype), products, precision="highest") ** 2
-    errors = jnp.stack([squared_errors(g, deviations), crossed.mean(axis=1)])
+    crossed = jnp.matmul(deviations.astype(products.dtype), products, precision="highest")
+    errors = jnp.stack([squared_errors(g, deviations), units.root_mean_square(crossed, axis=1)])
     return _Drawn(drawn.next_draw + len(draws), drawn.total + deviations.sum(axis=0), (*drawn.errors, errors))
 
 

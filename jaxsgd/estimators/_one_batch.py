@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels
-from jaxsgd._core import devices, validate
+from jaxsgd._core import devices, sums, units, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.rational import quotient
 
@@ -108,8 +108,14 @@ def horvitz_thompson_variance(
     """
     first, joint = _probabilities(g_batch, inclusion_probabilities, joint_inclusion_probabilities, population_size)
     products = first[:, None] * first[None, :]
-    K = devices.on_host(g_batch.gram()).astype(np.float64)
-    return _as_result(np.sum((joint - products) / (joint * products) * K), g_batch, population_size)
+    coefficients = (joint - products) / (joint * products)
+    mean = g_batch.precise_mean()
+    K, along = (
+        devices.on_host(each).astype(np.float64) for each in (g_batch.centered_gram(), g_batch.centered_products(mean))
+    )
+    total = np.sum(coefficients * K) + 2 * np.sum(coefficients.sum(axis=1) * along)
+    total += coefficients.sum() * float(sums.squared_norm(mean))  # 0 for simple random samples
+    return _as_result(total, g_batch, population_size)
 
 
 @on_any_mesh
@@ -141,7 +147,7 @@ def sen_yates_grundy_variance(
     """
     first, joint = _probabilities(g_batch, inclusion_probabilities, joint_inclusion_probabilities, population_size)
     products = first[:, None] * first[None, :]
-    K = devices.on_host(g_batch.gram()).astype(np.float64) / products
+    K = devices.on_host(g_batch.scaled(jnp.asarray(1 / first)).centered_gram()).astype(np.float64)
     distances = np.diag(K)[:, None] + np.diag(K)[None, :] - 2 * K
     return _as_result(np.sum((products - joint) / joint * distances) / 2, g_batch, population_size)
 
@@ -173,7 +179,7 @@ def without_replacement_central_moments(g: kernels.PerExampleGradients, *, batch
 
     Raises:
         TypeError: if ``batch_size`` is not an integer.
-        ValueError: if N < 4, M is not in 1..N, or a gradient is not finite.
+        ValueError: if N < 4, M is not in 1..N, a gradient is not finite, or float32 does not hold its fourth power.
 
     References:
         P. V. Sukhatme, Sankhyā 6, 1944; for k ≤ 4 after L. Isserlis, Proc. R. Soc. A 132, 1931.
@@ -193,13 +199,35 @@ def without_replacement_central_moments(g: kernels.PerExampleGradients, *, batch
     third = Fraction((N - M) * (N - 2 * M), M**2 * (N - 1) * (N - 2))
     common = Fraction(N - M, M**3 * (N - 1) * (N - 2) * (N - 3))
     kurtosis, square = common * (N * N - 6 * N * M + N + 6 * M * M), common * 3 * N * (M - 1) * (N - M - 1)
-    deviations = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0, keepdims=True), g.materialize())
+    unit = kernels.unit(g)
+    third_moments, fourth_moments = _central_moments(g, unit, float(third), float(kurtosis), float(square))
+    largest = jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(fourth_moments) if leaf.size])
+    if units.leaves_range(largest, unit, 4):
+        raise ValueError(
+            f"fourth powers of gradients leave {unit.dtype}: scale the loss so that norms are near 1, got some near "
+            f"{float(unit):.3g}, or use float64 parameters"
+        )
     return CentralMoments(
-        third=jax.tree.map(lambda d: float(third) * jnp.mean(d**3, axis=0), deviations),
-        fourth=jax.tree.map(
-            lambda d: float(kurtosis) * jnp.mean(d**4, axis=0) + float(square) * jnp.mean(d**2, axis=0) ** 2, deviations
-        ),
+        third=jax.tree.map(lambda leaf: leaf * unit**2 * unit, third_moments),
+        fourth=jax.tree.map(lambda leaf: leaf * unit**2 * unit**2, fourth_moments),
     )
+
+
+@jax.jit
+def _central_moments(
+    g: kernels.PerExampleGradients, unit: Array, third: Any, kurtosis: Any, square: Any
+) -> tuple[PyTree, PyTree]:
+    """Multiples of the mean powers of the deviations, in a unit."""
+
+    def moments(leaf: Array) -> tuple[Array, Array]:
+        d = (leaf - leaf.mean(axis=0, keepdims=True)) / unit.astype(leaf.dtype)
+        d = d - d.mean(axis=0, keepdims=True)  # of the rounding of a large mean, which a third moment shows
+        a, b, c = (jnp.asarray(number, d.dtype) for number in (third, kurtosis, square))
+        return a * jnp.mean(d**3, axis=0), b * jnp.mean(d**4, axis=0) + c * jnp.mean(d**2, axis=0) ** 2
+
+    pairs = jax.tree.map(moments, g.materialize())
+    both: tuple[PyTree, PyTree] = jax.tree.transpose(g.structure, jax.tree.structure((0, 0)), pairs)
+    return both
 
 
 def _at_least_two(g_batch: kernels.PerExampleGradients) -> None:

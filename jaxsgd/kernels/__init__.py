@@ -19,7 +19,7 @@ from jaxsgd._core.faces import at_home
 from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch
 from jaxsgd.kernels._loss import WithoutAux, with_keys
 from jaxsgd.kernels._recomputed import ScaledLoss
-from jaxsgd.kernels._transform import centered_gram, is_cheaply_factored, per_example_gradients, require_finite
+from jaxsgd.kernels._transform import centered_gram, is_cheaply_factored, per_example_gradients, require_finite, unit
 
 __all__ = [
     "Loss",
@@ -31,6 +31,7 @@ __all__ = [
     "per_example_gradients",
     "require_finite",
     "trace_batch",
+    "unit",
     "with_keys",
 ]
 

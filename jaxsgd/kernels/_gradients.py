@@ -16,6 +16,7 @@ from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.sums import accumulated, accumulation_dtype, total
 from jaxsgd._core.tables import si, table
 from jaxsgd.kernels._centering import first_without_cancellation
+from jaxsgd.kernels._range import require_squares
 from jaxsgd.kernels._statistic import require_one_batch, statistic
 from jaxsgd.kernels.factors import Dense, Factor, Flops
 from jaxsgd.kernels.tracing import loss_and_factors
@@ -94,7 +95,8 @@ class PerExampleGradients:
 
     A registered pytree: it passes through ``jit``, ``vmap`` and ``lax.scan``. Sums are accumulated, and
     statistics returned, in float32 at least (float64 for float64 parameters), with matrix products at the
-    highest precision of the device.
+    highest precision of the device. Squares below 1e-38 are 0 in float32, as in any array: ``kernels.require_finite``
+    refuses gradients of which that, or an infinite square, would spoil a statistic.
     """
 
     example_losses: Any
@@ -171,6 +173,13 @@ class PerExampleGradients:
         factors = tuple(factor.scaled(scales) for factor in self.factors)
         return PerExampleGradients(losses, self.structure, factors, self.rules)
 
+    @statistic(per_example=True)
+    def times(self, number: Any) -> "PerExampleGradients":
+        """The gradients c g_i, for one ``number`` c, in the same form, what they share included; the losses times c."""
+        c = jnp.asarray(number, self.losses().dtype)
+        factors = tuple(factor.times(c) for factor in self.factors)
+        return PerExampleGradients(self.losses() * c, self.structure, factors, self.rules)
+
     @statistic(kept_and_alike, per_example=True)
     def minus(self, other: "PerExampleGradients", coefficient: Any = 1.0) -> "PerExampleGradients":
         """The differences g_i − β h_i, in factored form where both are, with ``coefficient`` β.
@@ -206,7 +215,9 @@ class PerExampleGradients:
         """(1/(n − ddof)) Σ (g_i − ḡ)², coordinate by coordinate, a pytree like ``params``."""
         validate.at_least(0, ddof=ddof)
         validate.at_least(1 + ddof, **{"the number of examples": self.count})
-        return jax.tree.map(lambda total: total / (self.count - ddof), self._coordinate_deviations())
+        totals = self._coordinate_deviations()
+        require_squares(self, total([leaf.sum() for leaf in jax.tree.leaves(totals)]))
+        return jax.tree.map(lambda leaf: leaf / (self.count - ddof), totals)
 
     @statistic()
     def _coordinate_deviations(self) -> PyTree:

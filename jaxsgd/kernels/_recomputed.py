@@ -121,6 +121,10 @@ class RecomputedGradients(PerExampleGradients):
     def scaled(self, scales: Float[Array, " n"]) -> "RecomputedGradients":
         return recomputed(ScaledLoss(self.loss_fn), self.params, (self.batch, scales), self.chunk_size)
 
+    @statistic(per_example=True)
+    def times(self, number: Any) -> "RecomputedGradients":
+        return self.scaled(jnp.full(self.count, number, self.losses().dtype))
+
     @statistic()
     def _coordinate_deviations(self) -> PyTree:
         center, rest = self._center_and_rest()

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import arrays, loss_functions, validate
+from jaxsgd._core import arrays, loss_functions, units, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.kernels._gradients import Loss, PerExampleGradients, trace_batch, trace_batch_with_aux
 from jaxsgd.kernels._loss import WithoutAux, with_keys
+from jaxsgd.kernels._range import require_squares
 from jaxsgd.kernels._recomputed import recomputed, recomputed_with_aux
 from jaxsgd.kernels.factors import Dense
 
@@ -113,8 +114,8 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
     norms = g.squared_norms()
     if isinstance(norms, jax.core.Tracer):
         return
-    largest, tiny = float(norms.max()), float(jnp.finfo(norms.dtype).tiny)  # type: ignore[no-untyped-call]
-    if jnp.isfinite(norms).all() and tiny <= largest:  # a maximum over devices may lose what is not a number
+    if jnp.isfinite(norms).all() and np.isfinite(float(norms.max())):  # a maximum over devices may lose a NaN
+        require_squares(g, norms)
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(g.materialize()):
         index, value = _first_not_finite(leaf) if leaf.size else (0, 0.0)
@@ -123,13 +124,16 @@ def require_finite(g: PerExampleGradients, first_index: int = 0) -> None:
                 f"gradients must be finite, got {value} for example {first_index + int(index)} "
                 f"in params{jax.tree_util.keystr(path)}"
             )
-        if largest < tiny and leaf.size and jnp.any(leaf != 0):
-            raise ValueError(
-                f"squared gradient norms underflow {norms.dtype}: scale the loss up, or use float64 parameters"
-            )
-    if largest < tiny:  # all gradients are 0
-        return
     raise ValueError(f"squared gradient norms overflow {norms.dtype}: scale the loss down, or use float64 parameters")
+
+
+@on_any_mesh
+def unit(g: PerExampleGradients) -> Float[Array, ""]:
+    """A power of two near the largest ‖g_i‖, for gradients that :func:`require_finite` accepts.
+
+    Products of four gradients, which leave float32 from 1e9 on and below 1e-10, are taken in it.
+    """
+    return units.near(jnp.sqrt(g.squared_norms()))
 
 
 @jax.jit

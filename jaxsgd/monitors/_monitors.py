@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxsgd._core import sums, validate
+from jaxsgd._core import sums, units, validate
 from jaxsgd.monitors._terms import (
     Where,
     batch_noise,
@@ -200,7 +200,7 @@ def gradient_snr(
 
     The first is the reciprocal of the noise scale. For the second, the GSNR of Liu et al., unbiased estimates of ḡ_j²
     and Σ_jj are averaged for every coordinate j, at the memory of two more ``params``; coordinates without noise are
-    left out.
+    left out. Rounding is that of :func:`noise_scale` without ``centered``.
 
     Readings: ``gradient_snr``; with ``per_coordinate`` also ``mean_coordinate_snr``.
 
@@ -221,8 +221,11 @@ class _Tests(Statistic):
         squared_norm = sums.squared_norm(chosen)
         m = jnp.asarray(terms.count, squared_norm.dtype)
         S, _ = batch_noise(chosen, terms, centered=False)
-        along = projections(jax.tree.unflatten(terms.gradients.structure, chosen), terms)
-        values = (S / m, along / m, (S - along / squared_norm) / m, squared_norm, squared_norm**2)
+        unit = units.near(jnp.stack([jnp.abs(leaf).max(initial=0) for leaf in chosen]))  # or ⟨h_j, ĝ⟩² may be lost
+        direction = [leaf / unit.astype(leaf.dtype) for leaf in chosen]
+        along = projections(jax.tree.unflatten(terms.gradients.structure, direction), terms)
+        across = S - along / (squared_norm / unit**2)
+        values = (S / m, along * unit**2 / m, across / m, squared_norm, squared_norm**2)
         return dict(zip(self.sums, values, strict=True))
 
     def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
@@ -245,6 +248,7 @@ def gradient_tests(
 
     with sample variances (divisor m − 1). On every batch the first is the sum of the others. They are those of the
     papers, with ‖ĝ‖² in place of ‖ḡ‖²: since E‖ĝ‖² = ‖ḡ‖² + tr Σ/m, the norm test with θ = 1 nearly always passes.
+    Rounding is that of :func:`noise_scale` without ``centered``.
 
     Args:
         every: measure at steps that it divides.

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels
-from jaxsgd._core import sums, validate
+from jaxsgd._core import sums, units, validate
 from jaxsgd._core.meshes import on_any_mesh
 
 
@@ -98,8 +98,8 @@ def hessian_noise_scale(
         memory_limit: how many bytes the factored gradients may take; beyond, they are computed anew.
 
     Raises:
-        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; if ``num_probes`` comes without a ``key``, or a
-            gradient is not finite.
+        TypeError, ValueError: as :func:`jaxsgd.per_example_gradients`; if ``num_probes`` comes without a ``key``, a
+            gradient is not finite, or float32 does not hold a curvature.
 
     References:
         S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162,
@@ -115,14 +115,22 @@ def hessian_noise_scale(
         validate.random_key(key=key)
     g = kernels.per_example_gradients(loss_fn, memory_limit=memory_limit)(params, data)
     kernels.require_finite(g)
-    curvature, quadratics = _curvatures(loss_fn, num_probes, params, data, g, key)
-    error = jnp.zeros_like(curvature) if num_probes is None else quadratics.std(ddof=1) / num_probes**0.5
+    unit = kernels.unit(g)
+    curvature, quadratics = _curvatures(loss_fn, num_probes, params, data, g.times(1 / unit), key)
+    noise, error = quadratics.mean(), jnp.zeros_like(curvature)
+    if num_probes is not None:
+        error = units.standard_deviation(quadratics, ddof=1) / num_probes**0.5
+    if any(units.leaves_range(each, unit, 2) for each in (curvature, noise)):
+        raise ValueError(
+            f"curvatures along gradients leave {unit.dtype}: scale the loss so that norms are near 1, got some near "
+            f"{float(unit):.3g}, or use float64 parameters"
+        )
     return HessianNoiseScale(
         mean_loss=g.losses().mean(),
         squared_mean_norm=sums.squared_norm(g.mean()),
-        gradient_curvature=curvature,
-        noise_curvature=quadratics.mean(),
-        standard_error=error,
+        gradient_curvature=curvature * unit**2,
+        noise_curvature=noise * unit**2,
+        standard_error=error * unit**2,
         population_size=jnp.asarray(g.count),
     )
 
@@ -139,13 +147,7 @@ def _curvatures(
     """ḡᵀHḡ, and numbers of mean tr HΣ."""
     product, mean = partial(_hessian_product, loss_fn, params, data), g.mean()
     quadratics = _exact(g, product) if num_probes is None else _probed(g, product, num_probes, key)
-    return inner(mean, product(mean)), quadratics
-
-
-def inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    """⟨a, b⟩ of two pytrees."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return sums.total([jnp.sum(sums.accumulated(x) * sums.accumulated(y)) for x, y in pairs])
+    return sums.inner(mean, product(mean)), quadratics
 
 
 def _exact(g: kernels.PerExampleGradients, product: Any) -> Float[Array, " k"]:
@@ -156,7 +158,7 @@ def _exact(g: kernels.PerExampleGradients, product: Any) -> Float[Array, " k"]:
 
     def along(weights: Float[Array, " n"]) -> Float[Array, ""]:
         deviation = jax.tree.map(jnp.subtract, g.weighted_sum(weights), mean)
-        return inner(deviation, product(deviation))
+        return sums.inner(deviation, product(deviation))
 
     return jax.lax.map(lambda i: along(jax.nn.one_hot(i, g.count, dtype=g.losses().dtype)), jnp.arange(g.count))
 
@@ -170,7 +172,7 @@ def _by_coordinate(g: kernels.PerExampleGradients, product: Any) -> Float[Array,
         unit = unflatten(jax.nn.one_hot(j, flat.size, dtype=flat.dtype))
         coordinates = g.inner_products(unit)
         column = g.weighted_sum((coordinates - coordinates.mean()) / g.count)
-        return inner(unit, product(column))
+        return sums.inner(unit, product(column))
 
     return jax.lax.map(along, jnp.arange(flat.size))
 
@@ -181,7 +183,7 @@ def _probed(g: kernels.PerExampleGradients, product: Any, num_probes: int, key: 
     def along(key: Array) -> Float[Array, ""]:
         signs = jax.random.rademacher(key, (g.count,), dtype=g.losses().dtype)
         noise = g.weighted_sum((signs - signs.mean()) / g.count**0.5)
-        return inner(noise, product(noise))
+        return sums.inner(noise, product(noise))
 
     return jax.lax.map(along, jax.random.split(key, num_probes))
 

@@ -34,6 +34,7 @@ for batches without replacement of N examples. With 1/M in place of c_M they are
 for tr S² and ‖ḡ‖² − tr S²/N, as if the N examples were drawn from an infinite population themselves.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
@@ -43,7 +44,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels, moments
-from jaxsgd._core import sums, validate
+from jaxsgd._core import sums, units, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.rational import quotient
 from jaxsgd.noise import _u_statistics
@@ -61,7 +62,8 @@ class NoiseScale:
             gradients.
         trace_covariance: the unbiased estimate of tr Σ.
         squared_mean_norm: the unbiased estimate of ‖ḡ‖², which may be negative.
-        covariance: the estimated covariance of (``squared_mean_norm``, ``trace_covariance``), shape (2, 2).
+        covariance: the estimated covariance of (``squared_mean_norm``, ``trace_covariance``), shape (2, 2); a fourth
+            power of gradients, with a warning where float32 does not hold it.
         count: how many examples there were.
     """
 
@@ -158,7 +160,8 @@ def two_batch_noise_scale(
         :class:`NoiseScale` without an interval.
 
     Raises:
-        TypeError, ValueError: if a size is out of its range, or the gradients are not finite or of other parameters.
+        TypeError, ValueError: if a size is out of its range, or the gradients are not finite, of other parameters, or
+            too small or large to be squared.
 
     References:
         S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162,
@@ -183,6 +186,7 @@ def two_batch_noise_scale(
         )
     validate.floating_leaves(small_gradient=small_gradient, big_gradient=big_gradient)
     validate.finite_if_known(small_gradient=small_gradient, big_gradient=big_gradient)
+    units.require_squares("small_gradient and big_gradient", small_gradient, big_gradient)
     small, big = (sums.squared_norm(gradient) for gradient in (small_gradient, big_gradient))
     c_small, c_big = (variance_factor(size, population_size) for size in (small_size, big_size))
     trace, signal = (small - big) / (c_small - c_big), (c_small * big - c_big * small) / (c_small - c_big)
@@ -234,12 +238,14 @@ def noise_scale_law(g: kernels.PerExampleGradients, batch_size: int) -> NoiseSca
     validate.at_least(2, batch_size=batch_size)
     validate.at_most(g.count, "the population size", batch_size=batch_size)
     kernels.require_finite(g)
-    pairs = _u_statistics.pair_sums(g)
+    unit = kernels.unit(g)
+    pairs = _u_statistics.pair_sums(g, unit)
     G, T, covariance = _targets(pairs, _u_statistics.batch_covariance(pairs, batch_size), g.count)
     relative = covariance / jnp.outer(jnp.stack([G, T]), jnp.stack([G, T]))
     B = T / G
     variance = B**2 * (relative[0, 0] + relative[1, 1] - 2 * relative[0, 1])
-    return NoiseScaleLaw(T, G, covariance, B * (relative[0, 0] - relative[0, 1]), variance)
+    bias = B * (relative[0, 0] - relative[0, 1])
+    return NoiseScaleLaw(T * unit**2, G * unit**2, _with_unit(covariance, unit), bias, variance)
 
 
 def variance_factor(batch_size: int, population_size: int | None) -> float:
@@ -272,25 +278,28 @@ def _without_interval(trace: Any, signal: Any, count: int) -> NoiseScale:
 def _of_examples(g: kernels.PerExampleGradients, population_size: int | None, z: float, interval: str) -> NoiseScale:
     if g.count == population_size:
         return _of_population(g)
-    unit = _unit(g)
-    found = _in_units(g.scaled(jnp.full(g.count, 1 / unit)), population_size, z, interval)
-    return replace(
-        found,
-        trace_covariance=found.trace_covariance * unit**2,
-        squared_mean_norm=found.squared_mean_norm * unit**2,
-        covariance=found.covariance * unit**2 * unit**2,
-    )
+    unit = kernels.unit(g)
+    found = _in_units(g, unit, population_size, z, interval)
+    covariance = _with_unit(found.covariance, unit)
+    trace, signal = (number * unit**2 for number in (found.trace_covariance, found.squared_mean_norm))
+    return replace(found, trace_covariance=trace, squared_mean_norm=signal, covariance=covariance)
 
 
-def _unit(g: kernels.PerExampleGradients) -> Float[Array, ""]:
-    """A power of two near the gradients' size, of which variances have fourth powers: those soon leave float32."""
-    square = g.squared_norms().mean()
-    exponent = jnp.round(jnp.log2(jnp.where(square > 0, square, jnp.ones_like(square))) / 2)
-    return jnp.ldexp(jnp.ones_like(square), exponent.astype(jnp.int32))
+def _with_unit(covariance: Float[Array, "2 2"], unit: Array) -> Float[Array, "2 2"]:
+    """The covariance of squares in the unit of the gradients themselves, of which it is a fourth power."""
+    if units.leaves_range(covariance, unit, 4):
+        warnings.warn(
+            f"covariance is a fourth power of gradients that {covariance.dtype} does not hold, and is 0 or infinite: "
+            "scale the loss, or use float64 parameters",
+            stacklevel=2,
+        )
+    return covariance * unit**2 * unit**2
 
 
-def _in_units(g: kernels.PerExampleGradients, population_size: int | None, z: float, interval: str) -> NoiseScale:
-    pairs = _u_statistics.pair_sums(g)
+def _in_units(
+    g: kernels.PerExampleGradients, unit: Array, population_size: int | None, z: float, interval: str
+) -> NoiseScale:
+    pairs = _u_statistics.pair_sums(g, unit)
     spread = jnp.full((2, 2), jnp.inf, pairs.means.dtype)
     if g.count >= 4:
         unbiased = _u_statistics.sample_covariance(pairs, population_size)

@@ -15,6 +15,7 @@ Math. Stat. 19, 1948; A. J. Lee, *U-Statistics*, 1990).
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,8 @@ MAX_GRAM = 2048
 @dataclass(frozen=True)
 class PairSums:
     """Sums over the pairs of m examples; the first entry of each axis of two is for K, the second for D.
+
+    They are fourth powers: in float32, of gradients in a unit near their size (``kernels.unit``).
 
     Attributes:
         count: m.
@@ -53,8 +56,8 @@ class PairSums:
 
 @jax.jit
 @on_any_mesh
-def pair_sums(g: kernels.PerExampleGradients) -> PairSums:
-    """The sums over all pairs, from norms, from products with the mean and, for W alone, from the Gram matrix.
+def pair_sums(g: kernels.PerExampleGradients, unit: Any = 1.0) -> PairSums:
+    """The sums over all pairs of the g_i/``unit``, from norms, from products with the mean and, for W, a Gram matrix.
 
     With d_i = g_i − ĝ, p_i = ⟨d_i, ĝ⟩, q_i = ‖d_i‖² and C_ij = ⟨d_i, d_j⟩,
 
@@ -63,9 +66,13 @@ def pair_sums(g: kernels.PerExampleGradients) -> PairSums:
     and, as the d_i sum to 0, the rows are r_i^K = (m − 2) p_i − (q_i − q̄) and r_i^D = ½ m (q_i − q̄) after the shift.
     """
     m, mean = g.count, g.precise_mean()
-    p, q = g.centered_products(mean), g.squared_deviations()
+
+    def in_units(products: Array) -> Array:
+        return products / jnp.asarray(unit, products.dtype) ** 2
+
+    p, q = in_units(g.centered_products(mean)), in_units(g.squared_deviations())
     variance = q.sum() / (m - 1)
-    squared_mean_norm = sums.squared_norm(mean).astype(q.dtype)
+    squared_mean_norm = in_units(sums.squared_norm(mean).astype(q.dtype))
     spread = q - q.mean()
     rows = jnp.stack([(m - 2) * p - spread, m / 2 * spread])
 
@@ -74,7 +81,7 @@ def pair_sums(g: kernels.PerExampleGradients) -> PairSums:
     n = some.count
     both = p[chosen][:, None] + p[chosen][None]
     halves = (q[chosen][:, None] + q[chosen][None]) / 2
-    C = _products_of_deviations(some, mean if m > n else None) + variance / m  # of mean 0, as the next two
+    C = in_units(_products_of_deviations(some, mean if m > n else None)) + variance / m  # of mean 0, as the next two
     pairs = jnp.stack([C + both, halves - variance - C + variance / m])
     different = 1 - jnp.eye(n, dtype=q.dtype)
     pairs = pairs * different[None]
@@ -132,7 +139,7 @@ def jackknife_covariance(pairs: PairSums, population_size: int | None) -> Float[
 
 @on_any_mesh
 def mean_fourth_power(pairs: PairSums) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Unbiased estimates of ‖ḡ‖⁴ and ḡᵀΣḡ from independent examples.
+    """Unbiased estimates of ‖ḡ‖⁴ and ḡᵀΣḡ from independent examples, in the unit of the pairs.
 
     ‖ḡ‖⁴ = E K₁₂K₃₄ and ḡᵀΣḡ = E K₁₂K₁₃ − E K₁₂K₃₄, each an average over different examples. With K shifted by its mean
     U, which changes neither but the first by U², the pairs are those of the module's docstring.

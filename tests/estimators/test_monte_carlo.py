@@ -124,7 +124,7 @@ def test_monte_carlo_equals_a_loop_over_the_same_draws(design: str) -> None:
     scale = loop_of("tanh_network").scale
     assert_close(flat(drawn.mean), batches.mean(axis=0), atol=1e-13 * scale, what="mean")
     assert_close(drawn.variance, terms.mean(), atol=1e-13 * scale**2, what="variance")
-    of_products = 12.5 * float(drawn.squared_covariance) / (8 * 7)
+    of_products = 12.5 * float(drawn.covariance_norm) ** 2 / (8 * 7)
     error = np.sqrt(about_stated.var(ddof=1) / 8 + of_products)
     assert_close(drawn.standard_error, error, atol=1e-13 * scale**2, what="standard error")
     assert_close(drawn.mean_squared_error, about_stated.mean(), atol=1e-13 * scale**2, what="mean squared error")

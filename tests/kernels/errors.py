@@ -222,7 +222,7 @@ CASES: list[Case] = [
     ),
     (
         ValueError,
-        "squares of gradients underflow float32: scale the loss up, or use float64 parameters",
+        "squared gradient norms underflow float32: scale the loss up, or use float64 parameters",
         lambda *_: moments.of(measured(gradients_given([1e-20, 2e-20], jnp.float32))),
     ),
     (

@@ -1,125 +1,85 @@
-"""A process without x64, as users have it: statistics of n gradients in float32, and of the same numbers in float64.
+"""A process without x64, as users have it: every function of n gradients in float32, and of the same in float64.
 
-``python -m tests.support.sizes_job N`` prints the largest relative error of every function, as JSON.
+``python -m tests.support.sizes_job N`` prints the largest relative error of each, and its seconds, as JSON; with
+``N dense``, of a loss that compiles fast.
 """
 
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsgd import (
-    batch_size,
-    designs,
-    estimators,
-    gradient_moments,
-    kernels,
-    model_agnostic,
-    moments,
-    noise,
-    per_example_gradients,
-    signal_to_noise,
-    surfaces,
-    variance_reduction,
-)
-
-KEY = jax.random.key(0)
-HUGE = 10**11
+from jaxsgd import batch_size
+from tests.support.every_statistic import EVERY, HUGE, Given, Statistic
 
 
 def loss_fn(params: Any, example: Any) -> jax.Array:
     return jnp.sum((example["x"] @ params["w"] - example["y"]) ** 2) + jnp.sum(params["t"][example["k"]])
 
 
-def problem(n: int, dtype: Any) -> tuple[Any, Any]:
+def dense(params: Any, example: Any) -> jax.Array:
+    return jnp.sum(params * example["x"]) + 0.5 * jnp.sum(params**2 * example["y"][0] ** 2)
+
+
+def problem(n: int, dtype: Any, loss: Any) -> Given:
     r = np.random.default_rng(0)
     numbers = {"x": r.normal(size=(n, 3)), "y": r.normal(size=(n, 2)) + 0.5}
     data = {name: jnp.asarray(np.float32(each), dtype) for name, each in numbers.items()}
     params = {"w": jnp.asarray(np.float32(r.normal(size=(3, 2))), dtype), "t": jnp.ones((4, 2), dtype)}
-    return params, data | {"k": jnp.arange(n) % 4}
+    if loss is dense:
+        return Given(dense, params["w"][:, 0], data)
+    return Given(loss_fn, params, data | {"k": jnp.arange(n) % 4})
 
 
-def calls(n: int, dtype: Any) -> dict[str, Callable[[], Any]]:
-    params, data = problem(n, dtype)
-    g, m = per_example_gradients(loss_fn)(params, data), gradient_moments(loss_fn, params, data, per_coordinate=True)
-    h = per_example_gradients(loss_fn)(jax.tree.map(lambda leaf: leaf * 0.5, params), data)
-    ones, strata, few = jnp.ones(n, dtype), np.arange(n) % 7, n <= 2048
-    always = {
-        "total_deviation": g.total_deviation,
-        "squared_deviations": g.squared_deviations,
-        "weighted_deviation": lambda: g.weighted_deviation(ones),
-        "variance": lambda: g.variance(ddof=1),
-        "second_moment": g.second_moment,
-        "centered_products": lambda: g.centered_products(params),
-        "chunks": lambda: gradient_moments(loss_fn, params, data, chunk_size=n // 3 + 1).trace_covariance(ddof=1),
-        "merge": lambda: moments.merge(m, m).trace_covariance(),
-        "with_replacement_variance": lambda: estimators.with_replacement_variance(g),
-        "without_replacement_variance": lambda: estimators.without_replacement_variance(g, population_size=HUGE),
-        "central_moments": lambda: estimators.without_replacement_central_moments(g, batch_size=n // 3).fourth,
-        "noise_scale": lambda: _of(noise.noise_scale(g)),
-        "noise_scale_of_a_sample": lambda: _of(noise.noise_scale(g, population_size=10 * n, interval="fieller")),
-        "noise_scale_jackknife": lambda: _of(noise.noise_scale(g, interval="jackknife")),
-        "noise_scale_of_all": lambda: noise.noise_scale(g, population_size=n).value,
-        "noise_scale_of_moments": lambda: noise.noise_scale(m, population_size=HUGE).value,
-        "noise_scale_law": lambda: noise.noise_scale_law(g, n // 2).covariance,
-        "two_batches": lambda: _two_batches(g),
-        "mean_fourth_power": lambda: noise.mean_fourth_power(noise.pair_sums(g)),
-        "hessian": lambda: noise.hessian_noise_scale(loss_fn, params, data).learning_rate(n // 2),
-        "gradient_tests": lambda: batch_size.gradient_tests(g).unbiased_norm,
-        "tested_size": lambda: batch_size.gradient_tests(g).batch_size(),
-        "critical": lambda: batch_size.critical_batch_size(ones[0] * 12, population_size=HUGE),
-        "adascale": lambda: batch_size.adascale_gain(ones[0] * 12, HUGE, base_batch_size=HUGE),
-        "relative_cost": lambda: batch_size.relative_cost(ones[0] * 12, HUGE).examples,
-        "snr": lambda: signal_to_noise.coordinate_snr(g, population_size=HUGE)["w"],
-        "evidence": lambda: signal_to_noise.early_stopping_evidence(m) if few else 0.0,
-        "exact": lambda: estimators.exact(designs.WithoutReplacement(n // 2), g).variance,
-        "exact_stratified": lambda: estimators.exact(designs.Stratified(strata, [2] * 7), g).variance,
-        "exact_blocks": lambda: estimators.exact(designs.Blocks(2), g).variance,
-        "curve": lambda: estimators.variance_curve(m, [1, 3, n // 2]).variance,
-        "squared_error_law": lambda: estimators.squared_error_law(g, [1, 3, n // 2]).variance,
-        "principal_directions": lambda: surfaces.principal_directions(g).variances,
-        "control": lambda: variance_reduction.exact(designs.WithoutReplacement(5), g, h).variance,
-        "random_signs": lambda: model_agnostic.random_sign_moments(loss_fn, params, data, key=KEY, num_draws=2).mean,
-        "strata": lambda: estimators.stratum_deviations(g, strata),
-    }
-    matrices = {
-        "centered_gram": lambda: kernels.centered_gram(g),
-        "gram": lambda: g.gram(),
-        "horvitz_thompson": lambda: estimators.horvitz_thompson_variance(
-            g, ones / 2, jnp.full((n, n), 0.25, dtype), population_size=2 * n
-        ),
-    }
-    return always | (matrices if few else {})
-
-
-def _of(scale: noise.NoiseScale) -> Any:
-    return scale.value, scale.low, scale.trace_covariance, scale.covariance[1, 1]
-
-
-def _two_batches(g: kernels.PerExampleGradients) -> Any:
-    means = (g.take(slice(g.count // 2)).mean(), g.mean())
-    sizes = {"small_size": g.count // 2, "big_size": g.count, "population_size": HUGE}
-    return noise.two_batch_noise_scale(*means, **sizes).squared_mean_norm
+SIZES: dict[str, Callable[[Given], Any]] = {
+    "critical": lambda c: batch_size.critical_batch_size(c.ones[0] * 12, population_size=HUGE),
+    "adascale": lambda c: batch_size.adascale_gain(c.ones[0] * 12, HUGE, base_batch_size=HUGE),
+    "relative_cost": lambda c: batch_size.relative_cost(c.ones[0] * 12, HUGE).examples,
+    "tested_size": lambda c: batch_size.gradient_tests(c.g).batch_size(),
+}
+CALLS = EVERY | {name: Statistic(lambda c, size=size: {0: size(c)}) for name, size in SIZES.items()}
+LINEAR = {"mean", "squared_norms", "total_deviation", "gradient_moments", "noise_scale", "exact", "variance_curve"}
+LINEAR |= {"monte_carlo", "merge", "of", "with_replacement_variance", "SVRG", "gradient_tests", "random_sign_moments"}
 
 
 def numbers(found: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(found)])
+    return np.concatenate([np.zeros(0), *(np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(found))])
 
 
-def errors(n: int) -> dict[str, float]:
-    """The largest error of each function, relative to its largest number."""
-    single = {name: numbers(call()) for name, call in calls(n, jnp.float32).items()}
+def outcomes(n: int, dtype: Any, loss: Any) -> Iterator[tuple[str, dict[int, np.ndarray], float]]:
+    given = problem(n, dtype, loss)
+    for name, statistic in CALLS.items():
+        if n <= statistic.max_count and (n <= 10**5 or name.split(".")[-1] in LINEAR):
+            start = time.perf_counter()
+            found = {power: numbers(tree) for power, tree in statistic.call(given).items()}
+            yield name, found, time.perf_counter() - start
+
+
+def error(statistic: Statistic, found: dict[int, np.ndarray], truth: dict[int, np.ndarray]) -> float:
+    """The largest error of all, each relative to the largest number of its kind; of draws, in standard errors."""
+    if statistic.draws:
+        (a, s), (b, t) = found[2], truth[2]
+        return float(abs(a - b) / (4 * np.hypot(s, t)) / 1000)
+    return max(
+        (
+            float(np.abs(found[p] - truth[p]).max(initial=0) / max(np.abs(truth[p]).max(initial=0), 1e-30))
+            for p in truth
+        ),
+        default=0.0,
+    )
+
+
+def compared(n: int, loss: Any) -> dict[str, tuple[float, float]]:
+    single = {name: (found, seconds) for name, found, seconds in outcomes(n, jnp.float32, loss)}
     with jax.enable_x64(True):
-        double = {name: numbers(call()) for name, call in calls(n, jnp.float64).items()}
-    return {
-        name: float(np.abs(single[name] - truth).max() / max(np.abs(truth).max(), 1e-30))
-        for name, truth in double.items()
-    }
+        double = {name: found for name, found, _ in outcomes(n, jnp.float64, loss)}
+    return {name: (error(CALLS[name], single[name][0], double[name]), single[name][1]) for name in double}
 
 
 if __name__ == "__main__":
-    print(json.dumps(errors(int(sys.argv[1]))))
+    print(json.dumps(compared(int(sys.argv[1]), dense if "dense" in sys.argv else loss_fn)))

@@ -51,6 +51,10 @@ class Factor(abc.ABC):
     def scaled(self, scales: Float[Array, " n"]) -> "Factor":
         """The gradients s_i g_i."""
 
+    def times(self, number: Float[Array, ""]) -> "Factor":
+        """The gradients c g_i for one number c."""
+        return self.scaled(jnp.full(self.count, number))
+
     @abc.abstractmethod
     def minus(self, other: "Factor", coefficient: Float[Array, ""]) -> "Factor":
         """The differences g_i − β h_i, with h_i those of any factor of the same parameter and β the coefficient."""

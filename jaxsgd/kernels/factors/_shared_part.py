@@ -45,6 +45,9 @@ class WithSharedPart(Factor):
         """The gradients s_i g_i, of which no part is shared any more."""
         return Dense(self.materialize(), "shared in part").scaled(scales)
 
+    def times(self, number: Float[Array, ""]) -> "WithSharedPart":
+        return WithSharedPart(self.base.times(number), self._part * number.astype(self._part.dtype))
+
     def minus(self, other: Factor, coefficient: Float[Array, ""]) -> Factor:
         """The gradients g_i − β f_i; what each of the two shares stays shared."""
         if not isinstance(other, WithSharedPart):
