@@ -35,6 +35,7 @@ You ask … → look in …
 Importing this package changes no configuration of JAX.
 """
 
+import jaxsgd._core.libraries  # first, so that a file that hides one of them is named
 import jaxsgd.noise_scale  # noqa: F401 - loaded before the function of this name, which it would replace
 from jaxsgd import (
     additivity,

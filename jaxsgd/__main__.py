@@ -1,4 +1,4 @@
-"""``python -m jaxsgd``; see :mod:`jaxsgd.report`."""
+"""``python -m jaxsgd``, as ``jaxsgd``; see :mod:`jaxsgd.report`."""
 
 import sys
 

@@ -2,7 +2,7 @@
 
 From a terminal, for any function that returns a :class:`jaxsgd.Problem`, without writing code for jaxsgd:
 
-    python -m jaxsgd report my_package.my_module:make_problem --data examples.npz --out folder
+    jaxsgd report my_package.my_module:make_problem --data examples.npz --out folder
 
 which prints a summary and writes ``report.html`` (one page, nothing else needed), ``report.json``, ``variance.npz`` and
 the figures as PNG and PDF. Each function below makes a problem of a model of one library, with ``data`` a dict of

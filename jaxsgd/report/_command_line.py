@@ -1,4 +1,4 @@
-"""The command line: ``python -m jaxsgd report my_package.my_module:make_problem --data examples.npz --out folder``.
+"""The command line: ``jaxsgd report my_package.my_module:make_problem --data examples.npz --out folder``.
 
 Exit codes: 0 when the report is written; 1 for a mistake in what was given, with one line on standard error that begins
 with "error: " and names the thing; 130 after Ctrl-C, and SIGTERM and SIGHUP end it likewise, as signals end processes.
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; ``argv`` are the arguments after ``python -m jaxsgd``."""
+    """Run a command and return its exit code; ``argv`` are the arguments after ``jaxsgd``."""
     words = list(sys.argv[1:] if argv is None else argv)
     with shell.legible(), shell.interruptible():
         return _attempt(words)
@@ -56,7 +56,7 @@ def _attempt(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    top = _Parser("python -m jaxsgd", description="Gradient statistics of a model and its data.", allow_abbrev=False)
+    top = _Parser("jaxsgd", description="Gradient statistics of a model and its data.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"jaxsgd {sys.modules['jaxsgd'].__version__}")
     top.add_argument("command", nargs="?", help="report: measure the gradients of a model on its data")
     known, _ = top.parse_known_args(words[:1])
@@ -78,7 +78,7 @@ def _run(words: list[str]) -> int:
 
 def _report_parser() -> _Parser:
     what = "Measure the gradients of a model on its data, at one point θ."
-    parser = _Parser("python -m jaxsgd report", description=what, epilog=_EPILOG, allow_abbrev=False)
+    parser = _Parser("jaxsgd report", description=what, epilog=_EPILOG, allow_abbrev=False)
     add = parser.add_argument
     add("target", nargs="?", metavar="TARGET", help="my_package.my_module:make_problem")
     add("--data", metavar="FILE_OR_FOLDER", help=".npz, .npy, .parquet, or a folder of .npy files")

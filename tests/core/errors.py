@@ -1,6 +1,8 @@
 """Every way to be refused by ``_core``: the exception, its message, and the call that gives it."""
 
+import importlib
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -8,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from jaxsgd._core import files
+from jaxsgd._core import files, libraries
 from tests.support.error_helpers import Case, written
 
 
@@ -59,7 +62,19 @@ def twice_in_one(folder: Path) -> Any:
     return files.read_arrays(folder / "a.npz")
 
 
+def hidden_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "optax.py").write_text("from optax import adam")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "optax")
+    importlib.reload(libraries)
+
+
 CASES: list[Case] = [
+    (
+        ImportError,
+        "optax.py in … must not hide the libraries of these names, which are needed: rename the files, or run `jaxsgd`",
+        hidden_library,
+    ),
     (OSError, "File name too long: … aaa", lambda folder, _: files.write_bytes(folder / ("a" * 300), b"")),
     (
         ValueError,

@@ -4,12 +4,14 @@ import io
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import jaxsgd
 from jaxsgd.report import _figures, main
+from tests.support.registry import quick
 
 MODEL = """
 import json, numpy
@@ -63,10 +65,43 @@ def test_a_model_file_of_any_name_in_a_process_of_its_own(tmp_path) -> None:
         assert (done.returncode, done.stderr) == (0, b"")
 
 
-def process(target: str, **environment: str) -> subprocess.CompletedProcess:
+def process(target: str, *program: str, **environment: str) -> subprocess.CompletedProcess:
     root = str(Path(jaxsgd.__file__).parents[1])
-    command = [sys.executable, "-W", "error", "-m", "jaxsgd", "report", target, "--out", "out"]
+    command = [sys.executable, "-W", "error", *(program or ("-m", "jaxsgd")), "report", target, "--out", "out"]
     return subprocess.run(command, capture_output=True, check=False, env={"PYTHONPATH": root} | environment)
+
+
+@pytest.fixture
+def hidden(tmp_path) -> Path:
+    """The working folder, with files that are called as libraries are, one of which is the model."""
+    for name in ("json", "numpy", "optax", "typing"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('this hides a library')\n")
+    (tmp_path / "beside.py").write_text("START = 0.0, 0.0\n")
+    (tmp_path / "jax.py").write_text(MODEL.format(sibling="beside"))
+    return tmp_path
+
+
+def test_the_command_works_where_files_hide_libraries(hidden) -> None:
+    """As an installer writes it, from the entry that the package's metadata has."""
+    with (Path(jaxsgd.__file__).parents[1] / "pyproject.toml").open("rb") as file:
+        module, _, function = tomllib.load(file)["project"]["scripts"]["jaxsgd"].partition(":")
+    (hidden / "bin").mkdir()
+    script = hidden / "bin" / "jaxsgd"
+    script.write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    done = process("jax.py:make_problem", str(script))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"jax.py:make_problem: 4 examples" in done.stdout
+
+
+@pytest.mark.parametrize("name", quick(["jax", "json", "numpy", "optax", "typing"], {"typing"}))
+def test_a_file_that_hides_a_library_from_the_module_is_named(name, hidden) -> None:
+    for path in hidden.glob("*.py"):
+        if path.stem not in (name, "beside"):
+            path.unlink()
+    done = process(f"{name}.py:make_problem")
+    assert done.returncode == 1
+    said = done.stderr.decode().splitlines()[-1]
+    assert said.startswith(f"ImportError: {name}.py in {hidden} must not hide the libraries of these names, which are ")
 
 
 NAMES = """

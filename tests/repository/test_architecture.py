@@ -12,6 +12,7 @@ import pytest
 import jaxsgd
 
 PACKAGE = Path(jaxsgd.__file__).parent
+TESTS = PACKAGE.parent / "tests"
 
 # A room is a package, or a module that stands alone. It may import the rooms on its right, all of lower floors.
 FLOORS: list[dict[str, str]] = [
@@ -134,6 +135,13 @@ def is_of_a_face(node: ast.stmt) -> bool:
     if isinstance(node, ast.Assign):
         return [ast.unparse(target) for target in node.targets] == ["__all__"]
     return ast.unparse(node) == "at_home(__name__, __all__)"
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, TESTS], ids=lambda path: path.name)
+def test_no_file_is_long(folder: Path) -> None:
+    """A longer one has two subjects: each goes into a file that is called by its own."""
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
 PUBLIC = sorted(room for room in ENTRIES if not room.startswith("_"))

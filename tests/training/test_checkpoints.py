@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxsgd._core import files, state_file
-from tests.training.test_training import assert_same_bits, run
+from tests.support.runs import assert_same_bits, run
 
 
 class Clock:

@@ -14,7 +14,7 @@ from jaxsgd import designs
 from jaxsgd.training import _run
 from jaxsgd.training._checkpoint import Checkpoint
 from tests.support.registry import network
-from tests.training.test_training import assert_same_bits, run
+from tests.support.runs import assert_same_bits, run
 
 STEPS = [0, 1, 4, 9, 12]
 

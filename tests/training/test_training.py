@@ -1,13 +1,6 @@
-"""A run of SGD is the loop one would write, for every design and optimizer, however it is cut, killed or watched."""
+"""A run of SGD is the loop one would write, for every design and optimizer, however it is cut or watched."""
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from fractions import Fraction
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,49 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-import jaxsgd
 from jaxsgd import designs, monitors, problems, tracking, training
 from jaxsgd.kernels import is_cheaply_factored
 from jaxsgd.training import _run
 from tests.support.own_designs import Bernoulli as OwnBernoulli
 from tests.support.registry import LAWS, PROBLEMS, classifier, network, quick
-
-KEY = jax.random.key(7)
-
-
-@pytest.fixture
-def optax_promotes():
-    """Most of Optax multiplies numbers of different dtypes, which the tests forbid elsewhere."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-with_optax = pytest.mark.usefixtures("optax_promotes")
-
-
-def run(problem=None, optimizer=None, design=None, num_steps=5, key=KEY, **options):
-    loss_fn, params, data = problem or network()
-    return training.run_sgd(
-        loss_fn,
-        params,
-        data,
-        optimizer or optax.sgd(0.1),
-        design or designs.WithoutReplacement(3),
-        num_steps,
-        key,
-        **options,
-    )
-
-
-def assert_close(first, second, rtol=1e-9):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-12), first, second)
-
-
-def assert_same_bits(first, second):
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        assert a.dtype == b.dtype
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+from tests.support.runs import ALL_MONITORS, KEY, assert_close, assert_same_bits, run, with_optax
 
 
 def test_ten_lines_of_numpy() -> None:
@@ -223,16 +179,6 @@ def test_injected_learning_rates() -> None:
         assert_close(jax.tree.map(lambda a, k=k: a[k], found.params), expected.params)
 
 
-ALL_MONITORS = (
-    monitors.noise_scale(),
-    monitors.noise_scale(every=3, name="third", centered=True, where=lambda path: "hidden" in path),
-    monitors.two_batch_noise_scale(num_groups=3),
-    monitors.gradient_snr(per_coordinate=True, every=2),
-    monitors.gradient_tests(),
-    monitors.full_gradient_cosine(every=2),
-)
-
-
 @with_optax
 @pytest.mark.parametrize(
     ("form", "design"),
@@ -341,132 +287,3 @@ def test_progress_ends_at_the_last_step() -> None:
     seen = []
     run(num_steps=10, chunk_size=4, progress=lambda step, total: seen.append((step, total)))
     assert seen == [(4, 10), (8, 10), (10, 10)]
-
-
-@with_optax
-def test_an_interruption_loses_nothing(tmp_path) -> None:
-    """Stopped by Ctrl-C between records; what follows is bitwise the uninterrupted run, and written only once."""
-    options = {"num_steps": 20, "record_every": 6, "chunk_size": 4, "num_runs": 2, "optimizer": optax.adam(0.1)}
-    monitored = {"monitors": ALL_MONITORS[:2], "design": designs.Reshuffling(3, drop_last=False)}
-    expected = run(**options, **monitored)
-
-    def stop(step, _):
-        if step == 10:
-            raise KeyboardInterrupt
-
-    path, log = tmp_path / "run.npz", tmp_path / "run.jsonl"
-    with tracking.JSONLinesWriter(log) as writer, pytest.raises(KeyboardInterrupt):
-        run(**options, **monitored, checkpoint=path, progress=stop, writer=writer)
-    seen = []
-    with tracking.JSONLinesWriter(log) as writer:
-        progress = lambda step, _: seen.append(step)  # noqa: E731
-        again = run(**options, **monitored, checkpoint=path, progress=progress, writer=writer)
-    assert seen == [12, 16, 18, 20]
-    assert_same_bits(expected, again)
-    assert [step for step, _ in tracking.read_json_lines(log)] == [0, 6, 12, 18, 20]
-    assert_same_bits(expected, run(**options, **monitored, checkpoint=path))  # nothing is left to do
-
-
-def test_checkpoints_keep_every_kind_of_array(tmp_path) -> None:
-    """bfloat16 parameters and random keys in the optimizer's state. Catches a dtype that NumPy stores as bytes."""
-    problem = network()._replace(params=jax.tree.map(lambda a: a.astype(jnp.bfloat16), network().params))
-    loss_fn = problem.loss_fn
-    problem = problem._replace(
-        loss_fn=lambda p, e: loss_fn(jax.tree.map(lambda a: a.astype(float), p), e).astype(jnp.float32)
-    )
-    noise = optax.GradientTransformation(
-        lambda p: jax.random.key(3),
-        lambda g, k, p=None: (
-            jax.tree.map(lambda a: a + jax.random.normal(k, a.shape, a.dtype), g),
-            jax.random.fold_in(k, 1),
-        ),
-    )
-    optimizer = optax.chain(noise, optax.sgd(0.01))
-    path = tmp_path / "run.npz"
-    options = {"num_steps": 6, "record_every": 2, "chunk_size": 2}
-
-    def stop(step, _):
-        if step == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(problem, optimizer, **options, checkpoint=path, progress=stop)
-    assert_same_bits(run(problem, optimizer, **options), run(problem, optimizer, **options, checkpoint=path))
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"key": jax.random.key(8)}, "key is"),
-        ({"num_steps": 6}, "num_steps is 5 there, and 6 here"),
-        ({"design": designs.WithoutReplacement(2)}, r"design is WithoutReplacement\(batch_size=3\) there"),
-        ({"optimizer": optax.sgd(0.2)}, "program is"),
-        ({"problem": network("sigmoid")}, "evaluation is"),
-        ({"problem": network()._replace(data=jax.tree.map(lambda a: a + 1, network().data))}, "data is"),
-        ({"keep_params_at": [0, 2]}, r"keep_params_at is None there, and \[0, 2\] here"),
-        ({"num_runs": 1}, "evaluation is|key is|num_runs is"),
-        ({"eval_fn": lambda p: p["hidden"]["b"][0]}, "evaluation is"),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, what) -> None:
-    path = tmp_path / "run.npz"
-    run(checkpoint=path)
-    with pytest.raises(ValueError, match=f"run.npz is of another run: ({what})"):
-        run(checkpoint=path, **change)
-
-
-KILLED = """
-import sys, jax, optax
-from jaxsgd import designs, problems, training, tracking
-folder, N = sys.argv[1], int(sys.argv[2])
-loss_fn, params, data = problems.digits_mlp(key=jax.random.key(0), hidden=8)
-with tracking.JSONLinesWriter(folder + "/run.jsonl") as writer:
-    result = training.run_sgd(
-        loss_fn, params, data, optax.adam, designs.Reshuffling(100, drop_last=False), N, jax.random.key(1), num_runs=2,
-        learning_rates=[0.01, 0.1], record_every=N // 20, keep_params_at=range(0, N + 1, N // 50), writer=writer,
-        checkpoint=folder + "/run.npz",
-    )
-from jaxsgd._core import files
-from pathlib import Path
-import numpy as np
-arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(result))}
-files.write_bytes(Path(folder + "/result.npz"), files.pack_arrays(arrays))
-"""
-
-
-def start(folder: Path, num_steps: int) -> subprocess.Popen:
-    folder.mkdir(exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": str(Path(jaxsgd.__file__).parent.parent)}
-    return subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(num_steps)], env=environment)
-
-
-def stamp(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def killed_and_resumed(folder: Path, num_steps: int, kills: int) -> None:
-    """Kill at random moments after a new checkpoint, resume, compare with the uninterrupted run."""
-    uninterrupted = start(folder / "whole", num_steps)
-    generator, cut = random.Random(0), folder / "cut"
-    for _ in range(kills):
-        before = stamp(cut / "run.npz")
-        process = start(cut, num_steps)
-        while process.poll() is None and stamp(cut / "run.npz") == before:
-            time.sleep(0.002)
-        time.sleep(generator.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it was not killed in time: give it more steps"
-    assert not (cut / "result.npz").exists()
-    assert start(cut, num_steps).wait() == uninterrupted.wait() == 0
-    assert (cut / "result.npz").read_bytes() == (folder / "whole" / "result.npz").read_bytes()
-    lines = [dict(tracking.read_json_lines(folder / name / "run.jsonl")) for name in ("cut", "whole")]
-    assert str(lines[0]) == str(lines[1])  # among them NaN, which is not equal to itself
-
-
-def test_killed_and_resumed(tmp_path) -> None:
-    killed_and_resumed(tmp_path, num_steps=6_000, kills=1)
-
-
-@pytest.mark.slow
-def test_killed_again_and_again(tmp_path) -> None:
-    killed_and_resumed(tmp_path, num_steps=60_000, kills=6)
