@@ -279,6 +279,25 @@ class PerExampleGradients:
         factors = tuple(factor.take(some) for factor in self.factors)
         return PerExampleGradients(self.example_losses[some], self.structure, factors, self.rules)
 
+    def only(self, where: Callable[[str], bool]) -> "PerExampleGradients":
+        """The gradients with respect to the parameters whose path ``where`` accepts, as a list; the same losses.
+
+        Args:
+            where: called with paths as ``jax.tree_util.keystr`` has them, such as ``"['norm']['scale']"``.
+
+        Raises:
+            ValueError: if it accepts none, or the gradients are computed anew, with a ``memory_limit``.
+        """
+        require_one_batch(self)
+        if not self.factors:
+            raise ValueError("where must be None where gradients are computed anew, with a memory_limit")
+        paths = jax.tree_util.tree_leaves_with_path(self.structure.unflatten(range(len(self.factors))))
+        chosen = [i for path, i in paths if where(jax.tree_util.keystr(path))]
+        if not chosen:
+            raise ValueError("where must accept at least one parameter, got none")
+        factors, rules = tuple(self.factors[i] for i in chosen), tuple(self.rules[i] for i in chosen)
+        return PerExampleGradients(self.example_losses, jax.tree.structure(chosen), factors, rules)
+
     def explain(self) -> str:
         """A table of what is kept for every parameter: by which rule, in how many bytes, and what statistics cost.
 

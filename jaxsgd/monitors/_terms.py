@@ -49,15 +49,7 @@ class Terms:
 
     def only(self, where: Where | None) -> "Terms":
         """The terms of the parameters whose path ``where`` accepts."""
-        if where is None:
-            return self
-        g = self.gradients
-        if not g.factors:
-            raise ValueError("where must be None where gradients are computed anew, with a memory_limit")
-        chosen = chosen_leaves(g.structure.unflatten(range(len(g.factors))), where)
-        factors, rules = tuple(g.factors[i] for i in chosen), tuple(g.rules[i] for i in chosen)
-        some = kernels.PerExampleGradients(g.example_losses, jax.tree.structure(chosen), factors, rules)
-        return Terms(some, self.factor, self.drawn)
+        return self if where is None else Terms(self.gradients.only(where), self.factor, self.drawn)
 
 
 def chosen_leaves(tree: PyTree, where: Where | None) -> list[Any]:

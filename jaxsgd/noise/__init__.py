@@ -10,20 +10,18 @@ minimum of the mean loss it is infinite.
 
 from jaxsgd._core.faces import at_home
 from jaxsgd.noise._curvature import HessianNoiseScale, hessian_noise_scale
-from jaxsgd.noise._estimate import (
-    NoiseScale,
-    NoiseScaleLaw,
-    noise_scale,
-    noise_scale_law,
-    two_batch_noise_scale,
-    variance_factor,
-)
+from jaxsgd.noise._estimate import NoiseScale
+from jaxsgd.noise._groups import NoiseScales
+from jaxsgd.noise._law import NoiseScaleLaw, noise_scale_law
+from jaxsgd.noise._noise_scale import noise_scale
+from jaxsgd.noise._two_batches import two_batch_noise_scale, variance_factor
 from jaxsgd.noise._u_statistics import mean_fourth_power, pair_sums
 
 __all__ = [
     "HessianNoiseScale",
     "NoiseScale",
     "NoiseScaleLaw",
+    "NoiseScales",
     "hessian_noise_scale",
     "mean_fourth_power",
     "noise_scale",

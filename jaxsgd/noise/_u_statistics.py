@@ -43,7 +43,7 @@ class PairSums:
         shared_one: R, shape (2, 2).
         shared_both: W, shape (2, 2).
         along_mean: the sample variance of the g_i in the direction of their mean, ⟨g_i, ĝ⟩/‖ĝ‖.
-        squared_covariance: tr Σ², the mean of the squared products C_ij of deviations.
+        squared_covariance: an estimate of tr Σ² that is unbiased up to ``MAX_GRAM`` independent examples, from four.
     """
 
     count: int = field(metadata={"static": True})
@@ -92,8 +92,21 @@ def pair_sums(g: kernels.PerExampleGradients, unit: Any = 1.0) -> PairSums:
         shared_one=jnp.einsum("ai,bi->ab", rows, rows, precision="highest"),
         shared_both=scale * jnp.einsum("aij,bij->ab", pairs, pairs, precision="highest"),
         along_mean=jnp.sum(p**2) / (m - 1) / squared_mean_norm,
-        squared_covariance=jnp.sum(different * C**2) / (n * (n - 1)),
+        squared_covariance=_squared_covariance(jnp.sum(different * C**2), jnp.sum(spread**2), n, is_all=m == n),
     )
+
+
+def _squared_covariance(of_products: Array, of_norms: Array, n: int, *, is_all: bool) -> Float[Array, ""]:
+    """From Σ_{i≠j} (C_ij + S/n)² and Σ (q_i − q̄)², in which the terms in S² of the unbiased estimate have canceled.
+
+    That is the average of ⟨g_i − g_k, g_j − g_l⟩²/4 over different examples, in the form of Y. Himeno and T. Yamada (J.
+    Multivar. Anal. 130, 2014). Deviations from the mean of more examples need no correction.
+    """
+    if not is_all:
+        return of_products / (n * (n - 1))
+    if n < 4:
+        return jnp.full_like(of_products, jnp.nan)
+    return jnp.maximum(of_products / (n * (n - 3)) - of_norms * quotient(2, n * (n - 2) * (n - 3)), 0)
 
 
 def _products_of_deviations(some: kernels.PerExampleGradients, mean: PyTree | None) -> Float[Array, "n n"]:
