@@ -218,7 +218,7 @@ def _add(running: _Running, part: GradientMoments) -> _Running:
 def _countable(count: int) -> None:
     """Raise if there are more examples than an integer of JAX's counts, 2³¹ − 1 without x64."""
     dtype = jnp.asarray(0).dtype
-    validate.at_most(int(jnp.iinfo(dtype).max), f"what {dtype} counts,", **{"the number of examples": count})
+    validate.at_most(int(np.iinfo(dtype).max), f"what {dtype} counts,", **{"the number of examples": count})
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
