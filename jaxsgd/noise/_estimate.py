@@ -91,8 +91,8 @@ def noise_scale(
 ) -> NoiseScale:
     """Estimate the noise scale of the population that m examples were drawn from.
 
-    Numerator and denominator are unbiased for tr Σ and ‖ḡ‖². Where the m examples are all there is, m = N, the value is
-    tr Σ/‖ḡ‖² exactly. The interval reaches up to B = ∞ where ‖ḡ‖² is not significantly above 0.
+    Both parts are unbiased, for tr Σ and ‖ḡ‖². Where the m examples are all there is, m = N, it is exact. The interval
+    reaches up to B = ∞ where ‖ḡ‖² is not significantly above 0. Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         gradients: of the examples, independent draws or ``population_size`` without replacement; moments give an
@@ -220,7 +220,7 @@ def noise_scale_law(g: kernels.PerExampleGradients, batch_size: int) -> NoiseSca
     The moments of numerator and denominator of ``noise_scale(g_batch, population_size=N)`` are meant: their means are
     tr Σ and ‖ḡ‖², and their covariance is that of two U-statistics in a finite population. With numerator T and
     denominator G, the quotient B̂ has, to first order, the bias B (Var G/‖ḡ‖⁴ − Cov/(tr Σ ‖ḡ‖²)) and the variance
-    B² (Var T/(tr Σ)² + Var G/‖ḡ‖⁴ − 2 Cov/(tr Σ ‖ḡ‖²)).
+    B² (Var T/(tr Σ)² + Var G/‖ḡ‖⁴ − 2 Cov/(tr Σ ‖ḡ‖²)). Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g: the gradients of the whole population of N.
