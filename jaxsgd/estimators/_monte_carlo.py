@@ -22,7 +22,7 @@ for all r, so that estimates still merge.
 
 What stays outside is what the draws do not show: that a batch which is not among R draws, as happens in (1 − p)^R of
 all cases if its probability is p, would have changed them. Of 4000 keys, 4 standard errors miss the truth in so many,
-at most and on the average over the designs of the tests (populations of 8; the worst is ``Bernoulli``, normalized by the
+at most and on the average over the designs of the tests (populations of 8; the worst is ``Bernoulli`` normalized by the
 realized size, with its rare batches of one example):
 
     R           64     256    1024    4096
