@@ -72,6 +72,7 @@ def random_sign_moments(
     """Estimate the variance of per-example gradients from ``num_draws`` + 1 backward passes over the batch.
 
     A pass gives u = Σ (ε_i − ε̄) g_i for random signs ε_i, and u² is unbiased for Σ (g_i − ḡ)² in every coordinate.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.

@@ -93,7 +93,7 @@ def gradient_moments(
             iterator of batches: see :mod:`jaxsgd.sources`. JAX arrays, and batches of them, may be split over the
             devices of a mesh, those of other processes included; ``params`` too.
         chunk_size: how many examples each device differentiates at a time; all at once by default. The last chunk
-            may be shorter. The result does not depend on it, nor on the number of devices, up to rounding.
+            may be shorter. Neither it nor the devices change more than rounding: ε mean/noise (:mod:`jaxsgd.kernels`).
         per_coordinate: keep the variance of every coordinate too, at the memory of one more ``params``.
         key: for ``loss_fn(params, example, key)``; example i of the data has the key fold_in(key, i).
         has_aux: whether the loss returns ``(scalar, aux)``; a pass keeps nothing of the aux.
@@ -152,6 +152,8 @@ def _as_taken(
 def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
     """The moments of per-example gradients that are at hand; moments are returned as they are.
 
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
+
     Raises:
         TypeError: if ``g`` is neither.
         ValueError: if a gradient is not finite.
@@ -172,6 +174,7 @@ def merge(first: GradientMoments, second: GradientMoments) -> GradientMoments:
     """The moments of the union of two disjoint sets of examples (Chan, Golub and LeVeque, 1983).
 
     With δ the difference of the means, ḡ = ḡ₁ + δ n₂/n and Σ‖g_i − ḡ‖² gains ‖δ‖² n₁n₂/n over the two sums.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Raises:
         ValueError: if only one of the two has per-coordinate sums, or there are more examples than JAX's integers count
@@ -218,8 +221,7 @@ def _add(running: _Running, part: GradientMoments) -> _Running:
 def _countable(count: int) -> None:
     """Raise if there are more examples than an integer of JAX's counts, 2³¹ − 1 without x64."""
     dtype = jnp.asarray(0).dtype
-    largest = int(jnp.iinfo(dtype).max)  # type: ignore[no-untyped-call]
-    validate.at_most(largest, f"what {dtype} counts,", **{"the number of examples": count})
+    validate.at_most(int(np.iinfo(dtype).max), f"what {dtype} counts,", **{"the number of examples": count})
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -21,7 +21,7 @@ def coordinate_snr(
 
     From m examples, ĝ_j² is biased by Var ĝ_j, so (ĝ_j² − (1/m − 1/N) s_j²)/((1 − 1/N) s_j²) is taken: both parts are
     unbiased, and the quotient may be negative. Where the m examples are all there is, it is exact. It is
-    infinite or NaN where a coordinate has no noise.
+    infinite or NaN where a coordinate has no noise. Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         gradients: of the examples; moments must have been asked for ``per_coordinate``.
@@ -56,6 +56,7 @@ def early_stopping_evidence(gradients: kernels.PerExampleGradients | moments.Gra
 
     Each m ĝ_j²/s_j² is the square of a t statistic. Without signal, for normal gradients, its mean is (m − 1)/(m − 3),
     not 1 (the F distribution with 1 and m − 1 degrees of freedom), so the evidence is −2/(m − 3) on the average.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         gradients: of at least two independent examples; moments must have been asked for ``per_coordinate``.

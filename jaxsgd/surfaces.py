@@ -41,7 +41,7 @@ def principal_directions(g: kernels.PerExampleGradients, *, count: int = 2) -> P
 
     With the centered Gram matrix K v = λ v, ‖v‖ = 1, the vector Σ v_i g_i / √λ has norm 1 and is an eigenvector of Σ
     with eigenvalue λ/N: the entries of v sum to zero, as K has centered rows. No P × P matrix is formed, and of more
-    than 2048 examples no N × N matrix either.
+    than 2048 examples no N × N matrix either. Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g: the gradients of the examples, all at one θ.

@@ -10,6 +10,13 @@ from tests.support.registry import linear_loss
 CASES: list[Case] = [
     (
         ValueError,
+        "squares of gradients underflow float32: scale the loss up, or use float64 parameters",
+        lambda *_: model_agnostic.random_sign_moments(
+            linear_loss, jnp.ones((), jnp.float32), jnp.asarray([1e-20, 2e-20], jnp.float32), key=KEY, num_draws=2
+        ),
+    ),
+    (
+        ValueError,
         "gradients must be finite, got nan for example 1 in params",
         lambda *_: model_agnostic.random_sign_moments(
             linear_loss, ONE, jnp.asarray([1.0, np.nan]), key=KEY, num_draws=2

@@ -1,5 +1,6 @@
 """Every way to be refused by ``moments``: the exception, its message, and the call that gives it."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +28,17 @@ def merged(first: bool, second: bool) -> Any:
     return moments.merge(a, b)
 
 
+def too_many() -> Any:
+    half = dataclasses.replace(jaxsgd.gradient_moments(*problems.line_fit()), count=jnp.asarray(2**62))
+    return moments.merge(half, half)
+
+
 CASES: list[Case] = [
+    (
+        ValueError,
+        "the number of examples must be at most what int64 counts, 9223372036854775807, got 9223372036854775808",
+        lambda *_: too_many(),
+    ),
     (
         ValueError,
         "loss_fn must give the same loss for the same arguments, got … and then … must come from a key",

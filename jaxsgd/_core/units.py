@@ -22,7 +22,8 @@ _FACTOR_OF_PRODUCTS = 2 * 6.25  # see the head of ``estimators/_monte_carlo.py``
 def near(values: Array) -> Float[Array, ""]:
     """The largest power of two that is at most the largest size of some numbers; 1 where all are 0."""
     largest = jnp.max(jnp.abs(values))
-    limit = -jnp.finfo(largest.dtype).minexp - 2  # type: ignore[no-untyped-call]  # the reciprocal is a number too
+    limits = jnp.finfo(largest.dtype)  # type: ignore[no-untyped-call]
+    limit = -limits.minexp - 2  # of which the reciprocal is a number too
     exponent = jnp.clip(jnp.frexp(largest)[1] - 1, -limit, limit)
     return jnp.ldexp(jnp.ones_like(largest), jnp.where(largest > 0, exponent, 0))
 

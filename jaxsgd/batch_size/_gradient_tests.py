@@ -69,7 +69,7 @@ def gradient_tests(g: kernels.PerExampleGradients) -> GradientTests:
 
     As published, the tests are too lenient: ‖ĝ‖² is larger than ‖ḡ‖² on the average, and with θ = 1 the norm test
     passes always. The unbiased forms average products over different examples. Norm = inner product + orthogonality
-    holds for both forms, on every batch.
+    holds for both forms, on every batch. Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g: the gradients of the batch, at least two; of fewer than four, the unbiased forms are NaN.

@@ -77,6 +77,7 @@ def batch_loss_gradient(
 
     The gradients of whole batches are summed over the design's support, or over ``num_draws`` batches drawn. The bias
     is against ∇L of all data, in their order. The batch loss sees the examples of a batch, not the design's weights.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         batch_loss_fn: ``batch_loss_fn(params, batch) -> scalar`` or ``(scalar, aux)``.

@@ -33,6 +33,7 @@ def design_effect(
     The reference has the variance tr Σ/M with replacement, and c_M tr Σ without, for M the expected number of draws, at
     the same scale (of a mean, a sum or a total). The convention with replacement is that of Kish's later "deft²", under
     which a design of intraclass correlation ρ has 1 + (M−1)ρ; his "deff" of 1965 is relative to sampling without.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         design: a design of the package.
@@ -93,6 +94,8 @@ def compare(
 ) -> Comparison:
     """Bias, variance and design effect of many designs on the same gradients, all exact.
 
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
+
     Args:
         laws: designs of the package, or a mapping from names to designs; their printed forms are the names otherwise.
         g: the gradients of the whole population.
@@ -141,6 +144,8 @@ def optimal_probabilities(g: kernels.PerExampleGradients) -> Float64[np.ndarray,
 @on_any_mesh
 def stratum_deviations(g: kernels.PerExampleGradients, strata: Any) -> Float64[np.ndarray, " h"]:
     """S_h = √tr S_h² with divisor N_h − 1, for ``designs.Stratified.neyman``, shape (H,); 0 in a stratum of one.
+
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g: the gradients of the whole population.

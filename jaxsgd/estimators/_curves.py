@@ -65,6 +65,7 @@ def variance_curve(
     """The exact tr Cov ĝ at every batch size, from one number: tr Σ.
 
     Without replacement it is c_M tr Σ with c_M = (N−M)/(M(N−1)); with replacement, tr Σ / M.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g: the moments of the population's gradients, or the gradients.
@@ -109,6 +110,7 @@ def monte_carlo_curve(
 
     for the M-th example j, and K S_M grows by one row of K: N numbers a step, whatever the number of parameters. Of
     more than 4096 examples no Gram matrix is formed: S_M itself grows by one gradient, P numbers a step.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g: the gradients of the whole population.
@@ -205,6 +207,7 @@ def squared_error_law(
     """Mean and variance of ‖ĝ − ḡ‖² in closed form: the standard error of any Monte Carlo check, before it is run.
 
     It is that of a sum drawn from a finite population, from three sums over the centered Gram matrix.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g: the gradients of the whole population. Of more than 4096, no Gram matrix is formed: what is summed over its

@@ -62,6 +62,8 @@ def enumerate_batches(
 ) -> Estimate:
     """E ĝ and tr Cov ĝ by summing over every batch the design can draw: the oracle for small populations.
 
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
+
     Args:
         design: a law on w for this population.
         g: the gradients of the whole population.

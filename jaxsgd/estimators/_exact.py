@@ -47,6 +47,7 @@ def exact(design: designs.Design, g: kernels.PerExampleGradients | moments.Gradi
     For designs that treat all examples alike, moments of the gradients are enough. Others need the gradients; their
     covariances are contracted by their structure. Those without structure (``ConditionalPoisson``, ``Hajek``,
     ``Poisson(..., normalize="realized")``) take N² numbers, and refuse populations of more than 4096.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         design: a law on w for this population. A biased one gives its own mean, E ĝ ≠ ḡ.

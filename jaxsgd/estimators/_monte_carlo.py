@@ -21,8 +21,13 @@ There tr C² is the mean of ⟨e_r, u⟩² over independent errors u, those of `
 for all r, so that estimates still merge.
 
 What stays outside is what the draws do not show: that a batch which is not among R draws, as happens in (1 − p)^R of
-all cases if its probability is p, would have changed them. Of the designs that the tests enumerate, 4 standard errors
-hold the truth in all but 1 of 1000 cases from a few thousand draws on, and in all but 10 of 1000 from 250 draws.
+all cases if its probability is p, would have changed them. Of 4000 keys, 4 standard errors miss the truth in so many,
+at most and on the average over the designs of the tests (populations of 8; the worst is ``Bernoulli`` normalized by the
+realized size, with its rare batches of one example):
+
+    R           64     256    1024    4096
+    worst      189      30       6       3
+    average     34       7     1.5     0.6
 
 With n draws of mean m, variance V and mean squared error q ± s in each of two estimates, Σ‖ĝ_r − m‖² = (n − 1) V gains
 ‖m₁ − m₂‖² n₁n₂/(n₁ + n₂) over the two sums, and n (n − 1) s² gains (q₁ − q₂)² n₁n₂/(n₁ + n₂) (Chan, Golub and LeVeque,
@@ -67,7 +72,8 @@ def monte_carlo(
 ) -> Estimate:
     """E ĝ and tr Cov ĝ from batches really drawn.
 
-    The variance is unbiased, whether or not the mean that the design states is right.
+    The variance is unbiased, whether or not the stated mean is right. Rounding takes ε mean/noise
+    (:mod:`jaxsgd.kernels`).
 
     Args:
         design: a law on w for this population.
@@ -81,8 +87,8 @@ def monte_carlo(
         checkpoint_every_seconds: how often it is written.
 
     Returns:
-        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the R numbers ‖ĝ_r − v‖² over √R, for
-        the mean v that the design states, and a term of the order 1/R, all that is left where they are all equal.
+        :class:`Estimate`; ``standard_error`` is the sample standard deviation of the ‖ĝ_r − v‖² over √R, v the stated
+        mean, and a term of the order 1/R. Four hold the truth in 999 of 1000 keys from R = 4096 on, 992 at R = 256.
 
     Raises:
         TypeError: if ``key`` is not a key.
@@ -132,6 +138,8 @@ def monte_carlo(
 @on_any_mesh
 def merge(first: Estimate, second: Estimate) -> Estimate:
     """The estimate from the draws of two, as if ``monte_carlo`` had made them all at once, but for rounding.
+
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         first: from ``monte_carlo``.

@@ -22,7 +22,7 @@ def with_replacement_variance(g_batch: kernels.PerExampleGradients) -> Float[Arr
     """An unbiased estimate of tr Cov ĝ from one batch of M independent uniform draws, with its repeats: tr s²/M.
 
     s² is the sample covariance with divisor M − 1. E s² = Σ, the population covariance with divisor N, and Cov ĝ is
-    Σ/M.
+    Σ/M. Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g_batch: the gradients of the batch, at least two.
@@ -47,6 +47,7 @@ def without_replacement_variance(g_batch: kernels.PerExampleGradients, *, popula
     """An unbiased estimate of tr Cov ĝ from one batch of M distinct examples out of N: (1 − M/N) tr s²/M.
 
     Here E s² = S², with divisor N − 1, not Σ, and Cov ĝ = (1 − M/N) S²/M. It is 0 for the whole population.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g_batch: the gradients of the batch, at least two.
@@ -83,7 +84,8 @@ def horvitz_thompson_variance(
         v = (1/N²) Σ_{i,j∈s} (π_ij − π_i π_j) / (π_ij π_i π_j) ⟨g_i, g_j⟩,    π_ii = π_i.
 
     It is unbiased, since the pair i, j is in s with probability π_ij, which cancels, if every pair of the population
-    has π_ij > 0. It may be negative.
+    has π_ij > 0. It may be negative. Where the coefficients do not sum to 0, as for simple random samples they do, it
+    grows with ‖ḡ‖², and is known to ε of that.
 
     Args:
         g_batch: the gradients of the batch.
@@ -132,7 +134,7 @@ def sen_yates_grundy_variance(
 
     It is 0 where all g_i/π_i are equal, and never negative where π_ij ≤ π_i π_j for all pairs. It is unbiased for
     designs of fixed size only, if every pair of the population has π_ij > 0. Arguments and errors are those of
-    :func:`horvitz_thompson_variance`.
+    :func:`horvitz_thompson_variance`. Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     References:
         A. R. Sen, J. Indian Soc. Agric. Statist. 5, 1953. F. Yates and P. M. Grundy, J. Roy. Statist. Soc. B 15,
@@ -169,6 +171,7 @@ def without_replacement_central_moments(g: kernels.PerExampleGradients, *, batch
         E (ĝ − ḡ)⁴ = (N−M) / (M³(N−1)(N−2)(N−3)) [(N² − 6NM + N + 6M²) μ₄ + 3N(M−1)(N−M−1) μ₂²]
 
     At M = N/2 the third moment is 0 for all data: a batch and the rest of the population have opposite errors.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g: the gradients of the whole population, at least four; N·P numbers are held.

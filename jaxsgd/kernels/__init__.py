@@ -9,6 +9,11 @@ gradient of its output, for an embedding a few rows. ``explain()`` says what is 
 statistics cost. Where nothing smaller is found the gradients themselves are kept: slower, never wrong. Where that is
 more than memory holds, ``memory_limit`` has every statistic compute them anew, a few examples at a time.
 
+What rounding takes: gradients of mean ḡ and deviations of size σ are known to ε‖ḡ‖, so that statistics of deviations
+(variances, noise scales, laws of estimators) are off by some ε mean/noise = ε‖ḡ‖/σ of themselves, 1e-7 ‖ḡ‖/σ in
+float32, and by no multiple of its square: deviations are formed before they are multiplied. Their scale takes nothing:
+products of four gradients are taken in a unit near their size, and what float32 cannot hold is refused by name.
+
 The arrays may be split over the devices of a mesh; JAX's runtime then does the distributing. Inside ``jax.shard_map``
 beware of ``jax.grad``: with respect to parameters that are the same on all devices, it is, without a word, the sum of
 the gradients of all devices, unless they were cast by ``jax.lax.pcast(params, axis, to="varying")`` first. The

@@ -148,6 +148,8 @@ def _first_not_finite(leaf: Float[Array, "n ..."]) -> tuple[Array, Array]:
 def centered_gram(g: PerExampleGradients) -> Float[Array, "n n"]:
     """K_ij = ⟨g_i − ḡ, g_j − ḡ⟩, shape (n, n), from centered gradients, so that no digit cancels.
 
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
+
     Raises:
         ValueError: if n² numbers are more than memory holds, before any is computed.
     """

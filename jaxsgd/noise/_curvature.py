@@ -88,6 +88,7 @@ def hessian_noise_scale(
     N Hessian-vector products, or, as Σ_j e_jᵀH(Σe_j), from one for each of P parameters; the fewer are taken. With
     probes, u = Σ s_i d_i/√N for random signs s has E uuᵀ = Σ, so the mean of uᵀHu is unbiased for it (M. F. Hutchinson,
     "A stochastic estimator of the trace", Commun. Stat. Simul. Comput. 18, 1989).
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         loss_fn: the loss of ONE example, twice differentiable.

@@ -40,7 +40,7 @@ def noise_scale_law(g: kernels.PerExampleGradients, batch_size: int) -> NoiseSca
     The moments of numerator and denominator of ``noise_scale(g_batch, population_size=N)`` are meant: their means are
     tr Σ and ‖ḡ‖², and their covariance is that of two U-statistics in a finite population. With numerator T and
     denominator G, the quotient B̂ has, to first order, the bias B (Var G/‖ḡ‖⁴ − Cov/(tr Σ ‖ḡ‖²)) and the variance
-    B² (Var T/(tr Σ)² + Var G/‖ḡ‖⁴ − 2 Cov/(tr Σ ‖ḡ‖²)).
+    B² (Var T/(tr Σ)² + Var G/‖ḡ‖⁴ − 2 Cov/(tr Σ ‖ḡ‖²)). Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         g: the gradients of the whole population of N.

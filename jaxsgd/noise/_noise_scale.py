@@ -39,8 +39,8 @@ def noise_scale(
 ) -> NoiseScale | NoiseScales:
     """Estimate the noise scale of the population that m examples were drawn from, at one θ or along a run.
 
-    Numerator and denominator are unbiased for tr Σ and ‖ḡ‖². Where the m examples are all there is, m = N, the value is
-    tr Σ/‖ḡ‖² exactly. The interval reaches up to B = ∞ where ‖ḡ‖² is not significantly above 0.
+    Both parts are unbiased, for tr Σ and ‖ḡ‖². Where the m examples are all there is, m = N, it is exact. The interval
+    reaches up to B = ∞ where ‖ḡ‖² is not significantly above 0. Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         gradients: of the examples, independent draws or ``population_size`` without replacement; moments give an

@@ -42,7 +42,7 @@ def exact(
 
     v is unbiased for every β where E w_i = 1/N, and its noise is that of the differences g_i − β h_i. For SVRG, h are
     the gradients at the snapshot; for SAGA, those of its table. For SAG, they are those of the table too, with the
-    design ``Inclusion(design)``.
+    design ``Inclusion(design)``. Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         design: a law on w for this population. Of one whose scale is not that of a mean, h̄ has that scale too.
@@ -95,6 +95,7 @@ def optimal_coefficient(
     """β* = tr Cov(ĝ, ĥ) / tr Cov(ĥ), of all coefficients the one of least variance, exactly.
 
     With it the variance is never more than without control, whereas SVRG's β = 1 may have more.
+    Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         design: a law on w for this population.

@@ -24,6 +24,10 @@ def curve(batch_sizes: Any, **options: Any) -> Any:
     return estimators.variance_curve(G, batch_sizes, **options)
 
 
+def tiny(rows: Any) -> Any:
+    return measured(gradients_given(rows, jnp.float32))
+
+
 def thirds(population_size: int) -> Any:
     return ((1.0, (Fraction(1, 3),) + (Fraction(0),) * (population_size - 1)),)
 
@@ -40,6 +44,21 @@ def drawn_under_jit(folder: Path, _: Any) -> Any:
 
 
 CASES: list[Case] = [
+    (
+        ValueError,
+        "fourth powers of gradients leave float32: scale the loss so that norms are near 1, got some near 1.46e-11, or",
+        lambda *_: estimators.without_replacement_central_moments(tiny([1e-11, 2e-11, 4e-11, 7e-12]), batch_size=2),
+    ),
+    (
+        ValueError,
+        "squares of gradients underflow float32: scale the loss up, or use float64 parameters",
+        lambda *_: estimators.batch_loss_gradient(
+            lambda p, x: jnp.mean(p * x),
+            jnp.ones((), jnp.float32),
+            jnp.asarray([1e-20, 3e-20, 2e-20], jnp.float32),
+            designs.WithoutReplacement(2),
+        ),
+    ),
     (ValueError, "checkpoint must be None under jax.jit and where several … got … draws.npz", drawn_under_jit),
     (
         ValueError,

@@ -11,6 +11,22 @@ from tests.support.error_helpers import ONE, Case, G
 CASES: list[Case] = [
     (
         ValueError,
+        "curvatures along gradients leave float32: scale the loss so that norms are near 1, got some near 7.28e-12, or",
+        lambda *_: jaxsgd.hessian_noise_scale(
+            lambda p, x: 1e-30 * jnp.sum((p * x) ** 2) + 1e-11 * jnp.sum(p * x),
+            jnp.ones(1, jnp.float32),
+            jnp.asarray([[1.0], [0.5]], jnp.float32),
+        ),
+    ),
+    (
+        ValueError,
+        "squares of small_gradient and big_gradient underflow float32: scale the loss up, or use float64 parameters",
+        lambda *_: jaxsgd.two_batch_noise_scale(
+            jnp.asarray([1e-20], jnp.float32), jnp.asarray([2e-20], jnp.float32), small_size=1, big_size=2
+        ),
+    ),
+    (
+        ValueError,
         "big_gradient must be finite, got nan at (1,) in big_gradient['a']",
         lambda *_: jaxsgd.two_batch_noise_scale(
             {"a": jnp.ones(2)}, {"a": jnp.asarray([1.0, np.nan])}, small_size=1, big_size=2

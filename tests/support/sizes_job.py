@@ -43,6 +43,16 @@ SIZES: dict[str, Callable[[Given], Any]] = {
     "tested_size": lambda c: batch_size.gradient_tests(c.g).batch_size(),
 }
 CALLS = EVERY | {name: Statistic(lambda c, size=size: {0: size(c)}) for name, size in SIZES.items()}
+# Those whose compiled code has products of sizes as numbers, of one loss that compiles fast.
+COEFFICIENTS = {
+    *SIZES,
+    *(f"noise.{name}" for name in ("noise_scale", "noise_scale fieller", "noise_scale jackknife", "noise_scale_law")),
+    *("noise.noise_scale of moments", "noise.two_batch_noise_scale", "noise.mean_fourth_power"),
+    *("batch_size.gradient_tests", "signal_to_noise.coordinate_snr", "estimators.horvitz_thompson_variance"),
+    *("estimators.with_replacement_variance", "estimators.without_replacement_variance", "estimators.exact"),
+    *("estimators.without_replacement_central_moments", "estimators.variance_curve", "estimators.squared_error_law"),
+    *("moments.gradient_moments", "PerExampleGradients.variance", "estimators.exact groups", "moments.of"),
+}
 LINEAR = {"mean", "squared_norms", "total_deviation", "gradient_moments", "noise_scale", "exact", "variance_curve"}
 LINEAR |= {"monte_carlo", "merge", "of", "with_replacement_variance", "SVRG", "gradient_tests", "random_sign_moments"}
 
@@ -52,9 +62,9 @@ def numbers(found: Any) -> np.ndarray:
 
 
 def outcomes(n: int, dtype: Any, loss: Any) -> Iterator[tuple[str, dict[int, np.ndarray], float]]:
-    given = problem(n, dtype, loss)
+    given, chosen = problem(n, dtype, loss), COEFFICIENTS if loss is dense else CALLS
     for name, statistic in CALLS.items():
-        if n <= statistic.max_count and (n <= 10**5 or name.split(".")[-1] in LINEAR):
+        if n <= statistic.max_count and (n <= 10**5 or name.split(".")[-1] in LINEAR) and name in chosen:
             start = time.perf_counter()
             found = {power: numbers(tree) for power, tree in statistic.call(given).items()}
             yield name, found, time.perf_counter() - start
