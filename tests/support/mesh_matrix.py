@@ -53,6 +53,18 @@ def batch_loss_fn(params: Any, batch: Any) -> jax.Array:
     return jax.vmap(loss_fn, (None, 0))(params, batch).mean()
 
 
+def noisy(params: Any, example: Any, key: jax.Array) -> jax.Array:
+    return loss_fn(params, example | {"x": example["x"] * jax.random.bernoulli(key, 0.5, (8,)).astype(float)})
+
+
+def with_aux(params: Any, example: Any) -> tuple[jax.Array, Any]:
+    return loss_fn(params, example), {"x": example["x"] @ params["w"], "one": 1.0}
+
+
+def noisy_with_aux(params: Any, example: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    return noisy(params, example, key), jax.random.uniform(key)
+
+
 def gradients(params: Any, data: Any, **options: Any) -> jaxsgd.PerExampleGradients:
     return jaxsgd.per_example_gradients(loss_fn, **options)(params, data)
 
@@ -83,6 +95,47 @@ def monitored(params: Any, data: Any) -> Any:
         updates, state = optimizer.update(mean, state, params, terms=terms, step=step)
         params = optax.apply_updates(params, updates)
     return params, monitors.readings(state)
+
+
+def observed(params: Any, data: Any) -> Any:
+    """Monitors that are shown the batch before a call of ``update`` that hands nothing on."""
+    watched = optax.chain(monitors.noise_scale(decay=0.5), monitors.two_batch_noise_scale(), optax.adam(0.1))
+    optimizer = monitors.observed(watched)
+    state = optimizer.init(params)
+    for _ in range(2):
+        g = gradients(params, data)
+        state = monitors.observe(state, per_example_gradients=g)
+        with jax.numpy_dtype_promotion("standard"):  # Adam counts its steps in integers
+            updates, state = optimizer.update(g.mean(), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, monitors.readings(state)
+
+
+def whole(tree: Any) -> Any:
+    """Arrays that every device has: those of a mesh with explicit axes can be sliced anywhere only then."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        mesh = jax.typeof(leaf).sharding.mesh
+        return jax.reshard(leaf, NamedSharding(mesh, P())) if AxisType.Explicit in mesh.axis_types else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def accumulated(sizes: tuple[int, int]) -> Callable[[Any, Any], Any]:
+    """What is found of a step that takes the mean over two microbatches, of sizes that are equal, or not."""
+
+    def step(params: Any, data: Any) -> Any:
+        params, data = whole((params, data))
+        first, second = (jax.tree.map(lambda leaf, s=s: leaf[s], data) for s in (slice(sizes[0]), slice(sizes[0], N)))
+        parts = (jax.grad(batch_loss_fn)(params, part) for part in (first, second))
+        return jax.tree.map(lambda a, b: (a + b) / 2, *parts)
+
+    def found(params: Any, data: Any) -> Any:
+        result = jaxsgd.check_accumulation(jax.jit(step), batch_loss_fn, params, data, num_microbatches=2)
+        assert result.passed == (sizes[0] == sizes[1])
+        return result.factor, result.weights, result.whole_weights, result.sizes
+
+    return found
 
 
 def run(params: Any, data: Any) -> Any:
@@ -181,9 +234,22 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "svrg": estimated(variance_reduction.SVRG(loss_fn, designs.WithReplacement(4), refresh_every=3)),
     "saga": estimated(variance_reduction.SAGA(loss_fn, designs.WithReplacement(4))),
     "check_additivity": lambda params, data: jaxsgd.check_additivity(batch_loss_fn, params, data).kind == "mean",
+    "check_accumulation": accumulated((12, 12)),
+    "check_accumulation_of_unequal_parts": accumulated((16, 8)),
     "check_per_example": lambda params, data: checks.check_per_example(loss_fn, params, data).passed,
     "run_sgd": run,
     "monitors": monitored,
+    "observed_monitors": observed,
+    "keys": lambda params, data: (
+        jaxsgd.per_example_gradients(noisy)(params, data, key=KEY).squared_norms(),
+        jaxsgd.gradient_moments(noisy, params, data, key=KEY, chunk_size=2).squared_norms_mean,
+    ),
+    "aux": lambda params, data: (lambda found: (found[0].squared_norms(), found[1]))(
+        jaxsgd.per_example_gradients(with_aux, has_aux=True)(params, data)
+    ),
+    "keys_and_aux": lambda params, data: (lambda found: (found[0].mean(), found[1]))(
+        jaxsgd.per_example_gradients(noisy_with_aux, has_aux=True)(params, data, key=KEY)
+    ),
     "mean_loss": lambda params, data: problems.mean_loss(loss_fn, params, data),
     "stable_index": of(lambda g: tails.stable_index(g.squared_norms(), block_size=4)),
     "hill_index": of(lambda g: tails.hill_index(g.squared_norms(), num_largest=5)),
@@ -233,7 +299,7 @@ _truths: dict[tuple[str, bool], Any] = {}
 def truth(name: str, *, jitted: bool) -> Any:
     """What one device says, or the error that it raises: not every function can be traced."""
     if (name, jitted) not in _truths:
-        if len(_truths) % 20 == 19:  # all programs together are more pieces of memory than Linux lets a process map
+        if len(_truths) % 10 == 9:  # all programs together are more pieces of memory than Linux lets a process map
             jax.clear_caches()
         function = jax.jit(FUNCTIONS[name]) if jitted else FUNCTIONS[name]
         try:
