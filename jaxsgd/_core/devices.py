@@ -76,7 +76,7 @@ class Shards:
         spec = [self._others(entry) for entry in sharding.spec] if here else []
         if first is not None:
             spec[:1] = [first]
-        return jax.device_put(leaf, _layout(self.mesh, *spec))
+        return _put(leaf, _layout(self.mesh, *spec))
 
     def _others(self, entry: Any) -> Any:
         return tuple(axis for axis in _names(entry) if axis not in self.axes) or None
@@ -102,12 +102,14 @@ def beside(data: PyTree, tree: PyTree) -> PyTree:
 
     whole = _layout(mesh)
 
-    def place(leaf: Any) -> Any:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # which device_put does not copy to other processes
-            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
-        return leaf if mesh_of(leaf) is not None else jax.device_put(leaf, whole)
+    return jax.tree.map(lambda leaf: leaf if mesh_of(leaf) is not None else _put(leaf, whole), tree)
 
-    return jax.tree.map(place, tree)
+
+def _put(leaf: Any, sharding: NamedSharding) -> Any:
+    """``jax.device_put``, also of random keys, which it does not hand to other processes."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    return jax.device_put(leaf, sharding)
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:

@@ -106,8 +106,8 @@ def check_accumulation(
     axes = example_axes(in_axes, batch)
     count = count_examples(batch, axes)
     validate.at_most(count, "the number of examples", num_microbatches=num_microbatches)
-    loss = BatchLoss.of(batch_loss_fn, params, batch, count=count)
     own_params, own_batch = jax.tree.map(devices.in_one_place, (params, batch))
+    loss = BatchLoss.of(batch_loss_fn, own_params, own_batch, count=count)
     parts = Parts(loss, own_params, own_batch, axes, count)
     _finite(batch_loss_fn=parts.whole)
 

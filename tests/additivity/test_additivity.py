@@ -10,16 +10,7 @@ import pytest
 
 from jaxsgd import check_additivity
 from jaxsgd.additivity import Additivity
-from tests.support.batch_losses import (
-    LOSSES,
-    Loss,
-    batch,
-    batch_norm,
-    dropout,
-    params,
-    scores,
-    squares,
-)
+from tests.support.batch_losses import LOSSES, Loss, batch, batch_norm, dropout, params, scores, squares
 
 CASES = [(kind, name) for kind, losses in LOSSES.items() for name in losses]
 every_loss = pytest.mark.parametrize(("kind", "name"), CASES)

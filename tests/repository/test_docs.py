@@ -91,10 +91,10 @@ def test_doctests_under_switches_that_readers_turn_on() -> None:
     run("-c", AS_A_READER, JAX_NUMPY_DTYPE_PROMOTION="strict", JAX_DEBUG_NANS="1")
 
 
-def test_readme_examples_as_a_reader_runs_them() -> None:
+def test_readme_examples_as_a_reader_runs_them(what_is_compiled: dict[str, str]) -> None:
     """Catches a README that shows nothing, or something else than what comes out."""
     assert ">>> " in (ROOT / "README.md").read_text(encoding="utf-8"), "README.md shows no example"
-    run("-m", "doctest", "README.md")
+    run("-m", "doctest", "README.md", **what_is_compiled)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tests.support.controls import CONTROLS
 from tests.support.registry import quick
 
 STEMS = _harness.stems()
-FAST = {"variance_vs_batch_size", "autodiff_at_kinks"}  # of the others `make test` checks what is stored
+FAST = {"autodiff_at_kinks"}  # of the others `make test` checks what is stored
 HEADLINE = "variance_vs_batch_size"
 SMALL = ["--max-examples", "12", "--hidden", "3", "--batch-size", "4", "--steps", "1", "2", "--num-draws", "400"]
 
@@ -89,7 +89,9 @@ def test_interrupt_writes_nothing(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "targets", [lambda rng: rng.integers(0, 3, 12), lambda rng: rng.normal(size=12)], ids=["labels", "real"]
+    "targets",
+    [lambda rng: rng.integers(0, 3, 12), pytest.param(lambda rng: rng.normal(size=12), marks=pytest.mark.slow)],
+    ids=["labels", "real"],
 )
 def test_own_data(tmp_path, targets, capsys):
     rng = np.random.default_rng(0)
@@ -101,7 +103,7 @@ def test_own_data(tmp_path, targets, capsys):
 
 def test_subset_of_own_data_is_announced(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "own.npz", x=rng.normal(size=(20, 3)), y=rng.integers(0, 2, 20))
+    np.savez(tmp_path / "own.npz", x=rng.normal(size=(20, 3)), y=rng.normal(size=20))
     arguments = [HEADLINE, *SMALL, "--data", str(tmp_path / "own.npz"), "--out", str(tmp_path / "out")]
     assert _harness.main(arguments) == 0
     assert "all 12 batch sizes (a random subset of 20; see --max-examples)" in capsys.readouterr().out

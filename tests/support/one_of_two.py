@@ -62,6 +62,31 @@ def measure(index: int, folder: Path) -> None:
         jaxsgd.gradient_moments(loss_fn, params, shared(rows, index), chunk_size=4, per_coordinate=True)
 
 
+def noisy(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+    return linear_loss(params, x) * jax.random.uniform(key)
+
+
+def draw_keys(index: int, folder: Path) -> None:
+    """Every example has the key of its number among all. Catches processes that each count their own from 0."""
+    key, rows, params = jax.random.key(3), skewed(N, 3), jax.numpy.ones(3)
+    whole = jax.numpy.asarray(rows)
+    truth = jaxsgd.gradient_moments(noisy, params, whole, key=key, per_coordinate=True)
+    norms = np.asarray(jaxsgd.per_example_gradients(noisy)(params, whole, key=key).squared_norms())
+    mine = slice(index * N // 2, (index + 1) * N // 2)
+    assert not np.allclose(
+        norms[: N // 2] / (rows[: N // 2] ** 2).sum(1), norms[N // 2 :] / (rows[N // 2 :] ** 2).sum(1)
+    )
+    for axes in (AxisType.Auto, AxisType.Explicit):
+        parts = shared(rows, index, axes)
+        for chunk_size in (4, 5):
+            found = jaxsgd.gradient_moments(noisy, params, parts, key=key, chunk_size=chunk_size, per_coordinate=True)
+            assert_close(found, truth)
+        with jax.set_mesh(parts.sharding.mesh):
+            found = jax.jit(jaxsgd.per_example_gradients(noisy))(params, parts, key=key).squared_norms()
+        (local,) = found.addressable_shards
+        assert_close(local.data, norms[mine])
+
+
 def estimate(index: int, folder: Path) -> None:
     """Estimates and curves are those of one process."""
     loss_fn, params = problem()

@@ -19,14 +19,14 @@ from tests.system.test_sharding import QUICKLY_COMPILED
 ROOT = Path(__file__).parents[2]
 
 
-def in_two_processes(what: str, folder: Path) -> list[tuple[int, str, float]]:
+def in_two_processes(what: str, folder: Path, **environment: str) -> list[tuple[int, str, float]]:
     """The exit status of both, what they said, and when they ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"log{index}" for index in range(2)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICKLY_COMPILED}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICKLY_COMPILED} | environment
     processes = []
     for index, log in enumerate(logs):
         command = [sys.executable, "-m", "tests.support.one_of_two", str(index), port, what, str(folder)]
@@ -52,8 +52,13 @@ def assert_well(outcomes: list[tuple[int, str, float]]) -> None:
     assert [status for status, _, _ in outcomes] == [0, 0], "\n".join(said for _, said, _ in outcomes)
 
 
-def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    assert_well(in_two_processes("measure", tmp_path))
+def test_two_processes_measure_what_one_does(tmp_path: Path, what_is_compiled: dict[str, str]) -> None:
+    assert_well(in_two_processes("measure", tmp_path, **what_is_compiled))
+
+
+@pytest.mark.slow
+def test_two_processes_give_every_example_its_key(tmp_path: Path) -> None:
+    assert_well(in_two_processes("draw_keys", tmp_path))
 
 
 @pytest.mark.slow

@@ -139,6 +139,7 @@ def killed_and_resumed(folder: Path, num_steps: int, kills: int) -> None:
     assert str(lines[0]) == str(lines[1])  # among them NaN, which is not equal to itself
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path) -> None:
     killed_and_resumed(tmp_path, num_steps=6_000, kills=1)
 
