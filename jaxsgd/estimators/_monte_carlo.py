@@ -72,8 +72,7 @@ def monte_carlo(
 ) -> Estimate:
     """E ĝ and tr Cov ĝ from batches really drawn.
 
-    The variance is unbiased, whether or not the stated mean is right. Rounding takes ε mean/noise
-    (:mod:`jaxsgd.kernels`).
+    The variance is unbiased, whatever mean is stated. Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Args:
         design: a law on w for this population.

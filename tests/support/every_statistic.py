@@ -370,20 +370,11 @@ NOT_OF_GRADIENTS = {
 }
 MODULES = ["kernels", "moments", "noise", "batch_size", "signal_to_noise", "estimators", "model_agnostic", "surfaces"]
 MODULES += ["variance_reduction", "tails", "monitors", "checks", "additivity"]
-MODULES_WITHOUT_GRADIENTS = {
-    "batch_losses": "losses",
-    "designs": "laws on the weights",
-    "dynamics": "of curvatures and noises that are given",
-    "exchange": "derivatives and integrals of functions",
-    "noise_scale": "noise by another name",
-    "problems": "losses and data",
-    "report": "of what the others find",
-    "shell": "signals",
-    "sources": "data",
-    "sweeps": "runs",
-    "tracking": "files",
-    "training": "runs",
-}
+MODULES_WITHOUT_GRADIENTS = {"sweeps": "runs", "training": "runs", "tracking": "files", "shell": "signals"}
+MODULES_WITHOUT_GRADIENTS |= {"problems": "losses and data", "sources": "data", "designs": "laws on the weights"}
+MODULES_WITHOUT_GRADIENTS |= {"batch_losses": "losses", "exchange": "derivatives and integrals of functions"}
+MODULES_WITHOUT_GRADIENTS |= {"dynamics": "of curvatures and noises that are given", "report": "of what others find"}
+MODULES_WITHOUT_GRADIENTS |= {"noise_scale": "noise by another name"}
 
 
 def public_modules() -> set[str]:
