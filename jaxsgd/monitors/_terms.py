@@ -55,10 +55,7 @@ class Terms:
 def chosen_leaves(tree: PyTree, where: Where | None) -> list[Any]:
     """The leaves whose path, such as ``['norm']['scale']``, ``where`` accepts; all leaves by default."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    chosen = [leaf for path, leaf in leaves if where is None or where(jax.tree_util.keystr(path))]
-    if not chosen:
-        raise ValueError("where must accept at least one parameter, got none")
-    return chosen
+    return [leaf for path, leaf in leaves if where is None or where(jax.tree_util.keystr(path))]
 
 
 def noise_moments(

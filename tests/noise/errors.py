@@ -56,6 +56,29 @@ CASES: list[Case] = [
     ),
     (
         ValueError,
+        'gradients must be of one batch, or of several with interval="score", got 2',
+        lambda *_: jaxsgd.noise_scale([G, G], interval="fieller"),
+    ),
+    (ValueError, "gradients must be of one batch, or of several … got 0", lambda *_: jaxsgd.noise_scale([])),
+    (
+        TypeError,
+        "gradients must be those of single examples for groups of parameters, got moments",
+        lambda *_: jaxsgd.noise_scale(moments.of(G), by=1),
+    ),
+    (TypeError, "by must be a depth, a list of prefixes or a function", lambda *_: jaxsgd.noise_scale(G, by="a")),
+    (ValueError, "by must be at least 1, got 0", lambda *_: jaxsgd.noise_scale(G, by=0)),
+    (
+        ValueError,
+        "by must be prefixes of names of parameters, such as ",
+        lambda *_: jaxsgd.noise_scale(G, by=["layer"]),
+    ),
+    (
+        ValueError,
+        "by must give at least one parameter a group, got none",
+        lambda *_: jaxsgd.noise_scale(G, by=lambda name: None),
+    ),
+    (
+        ValueError,
         "interval must be one of score, fieller, jackknife, got 'normal'",
         lambda *_: jaxsgd.noise_scale(G, interval="normal"),
     ),

@@ -112,7 +112,8 @@ def undocumented(body: list[ast.stmt], home: object, prefix: str) -> list[str]:
     """Public functions, classes and methods of a module or a class that have no docstring, and inherit none."""
     missing = []
     for node in body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+        overloaded = "overload" in map(ast.unparse, getattr(node, "decorator_list", []))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not overloaded:
             name = f"{prefix}.{node.name}"
             if not ast.get_docstring(node) and not is_documented_above(home, node.name):
                 missing.append(name)
