@@ -133,6 +133,19 @@ CONTROLS: dict[str, list[Control]] = {
         ("scales", lambda v: v[[0, 0, 2]], "the batch sum must have means"),
         ("scales", lambda v: v[[0, 1, 1]], "the batch total must have means"),
     ],
+    "interval_coverage": [
+        (
+            "score",
+            lambda v: np.minimum(v, 0.85),
+            "intervals must hold B in 93% of the batches, got 0.850 of the flat ones",
+        ),
+        ("score", changed(3, lambda v: v - 0.1), "intervals must hold B in 90% of the batches"),
+        ("score", changed(4, lambda v: v / v), "of lognormal norms B must be held less often, got 1.000"),
+        ("told", np.zeros_like, "lognormal norms must be told in most batches"),
+        ("told", lambda v: v + 0.02, "normal ones must not be told"),
+        ("fieller", lambda v: v / v, "the interval fieller must hold B less often"),
+        ("jackknife", lambda v: v / v, "the interval jackknife must hold B less often"),
+    ],
     "kernel_speed": [],
     "layernorm_noise_scale": [
         ("all", lambda v: -v, "noise scales must be positive"),
