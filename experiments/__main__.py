@@ -3,6 +3,7 @@
 import sys
 
 from experiments._harness import main
+from jaxsgd import shell
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    shell.leave(main(sys.argv[1:]))

@@ -1,8 +1,15 @@
 """``python -m jaxsgd``, as ``jaxsgd``; see :mod:`jaxsgd.report`."""
 
-import sys
+from typing import NoReturn
 
+from jaxsgd import shell
 from jaxsgd.report import main
 
+
+def run() -> NoReturn:
+    """The command ``jaxsgd``."""
+    shell.leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

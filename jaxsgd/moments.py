@@ -275,7 +275,7 @@ def _stream(
     seen = 0
     moments_pass: Any = None
     for batch in map(meshes.automatic, (arrays.readable(data=batch) for batch in batches)):
-        size = validate.leading_axis(batch=batch)
+        size = validate.leading_axis(**{"a batch of data": batch})
         if structure is None:
             structure = jax.tree.structure(batch)
             loss_functions.require_scalar(loss_fn, params, batch, key=key, has_aux=has_aux)

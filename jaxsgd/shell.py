@@ -25,8 +25,9 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-__all__ = ["interruptible", "legible", "printable", "stop_if_asked"]
+__all__ = ["interruptible", "leave", "legible", "printable", "stop_if_asked"]
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -110,6 +111,17 @@ def stop_if_asked() -> None:
         raise KeyboardInterrupt
 
 
+def leave(status: int) -> NoReturn:
+    """End the process with the status of a command.
+
+    After Ctrl-C, 130, without taking the interpreter apart: what JAX was stopped in the middle of would take it down.
+    """
+    if status == 128 + signal.SIGINT:
+        _flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def printable(text: str) -> str:
     r"""The text with its control characters, and all others that have no form, written as Python writes them.
 
@@ -152,12 +164,16 @@ def _ends_the_process(number: int) -> bool:
 
 def _end(number: int) -> None:
     """Let a signal have its usual effect on this process."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # there may be no stream, or nobody who reads it
-            stream.flush()
+    _flush()
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
     sys.exit(128 + number)  # it is blocked
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # there may be no stream, or nobody who reads it
+            stream.flush()
 
 
 def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:

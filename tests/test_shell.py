@@ -136,6 +136,15 @@ with shell.interruptible():
     assert python(text, signal.SIGTERM).returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.parametrize(("status", "said"), [(130, "whole"), (3, "whole torn down")])
+def test_after_an_interruption_nothing_is_torn_down(status, said) -> None:
+    """What JAX was stopped in the middle of ended the process with a segmentation fault. Catches ``sys.exit``."""
+    program = "import atexit, sys\nfrom jaxsgd import shell\natexit.register(print, 'torn down')\n"
+    program += f"print('whole', end=' ')\nshell.leave({status})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (status, said)
+
+
 def test_without_a_signal_nothing_happens() -> None:
     with shell.interruptible():
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL

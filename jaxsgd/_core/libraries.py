@@ -17,6 +17,20 @@ def hiding(folder: str) -> list[str]:
     return sorted(name for name in names if name.endswith(".py") and name[:-3] in hidden)
 
 
+def _is_taken(name: str) -> bool:
+    """Whether a library, which wanted another, has imported a file of this name."""
+    file = getattr(sys.modules.get(name[:-3]), "__file__", None)
+    return file is not None and os.path.abspath(file) == os.path.abspath(os.path.join(sys.path[0], name))
+
+
+def _refused(names: list[str]) -> ImportError:
+    return ImportError(
+        f"{', '.join(names)} in {os.path.abspath(sys.path[0])} must not hide the libraries of these names, which are "
+        "needed: rename the files, or run `jaxsgd` in place of `python -m jaxsgd`, which looks there first"
+    )
+
+
+_before = set(sys.modules)
 try:
     import jax  # noqa: F401
     import jaxtyping  # noqa: F401
@@ -25,11 +39,11 @@ try:
     import scipy.linalg
     import scipy.optimize
     import scipy.special  # noqa: F401
-except Exception as error:
+except (Exception, SystemExit) as error:
     found = hiding(sys.path[0])
     if not found:
         raise
-    raise ImportError(
-        f"{', '.join(found)} in {os.path.abspath(sys.path[0])} must not hide the libraries of these names, which are "
-        "needed: rename the files, or run `jaxsgd` in place of `python -m jaxsgd`, which looks there first"
-    ) from error
+    raise _refused(found) from error
+taken = [name for name in hiding(sys.path[0]) if name[:-3] not in _before and _is_taken(name)]
+if taken:
+    raise _refused(taken)

@@ -226,10 +226,9 @@ class _Trial:
             return 1.0
         factor = float(self.applied @ candidate.vector) / square
         tolerance = self.rounding(candidate.weights) / square**0.5
-        values = [each.value for each in self._factors(candidate)]
-        nearest = min(values, key=lambda value: abs(factor / value - 1))
-        if abs(factor / nearest - 1) <= tolerance:
-            return nearest
+        for each in self._factors(candidate):  # the simplest first
+            if abs(factor / each.value - 1) <= tolerance:
+                return each.value
         return factor if candidate.weights is None and len(candidate.vector) > 1 else 1.0
 
     def _factors(self, candidate: Candidate) -> list[_explanations.Factor]:
@@ -249,7 +248,7 @@ class _Trial:
 
     def _combination(self, vector: np.ndarray, gradients: np.ndarray) -> np.ndarray | None:
         """c with vector = Σ c_j g_j; None if there is none or, as for k gradients of k numbers, always one."""
-        if len(vector) <= len(gradients):
+        if len(vector) <= len(gradients) or not np.isfinite(gradients).all():
             return None
         weights, _, rank, _ = np.linalg.lstsq(gradients.T, vector)
         distance = np.linalg.norm(vector - weights @ gradients)

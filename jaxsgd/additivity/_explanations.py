@@ -212,7 +212,14 @@ def _remedy(best: Candidate, way: Split, shares: np.ndarray | None) -> str:
             "the whole batch's gradient is no weighted sum of theirs, as for losses that couple examples; "
             "check_additivity(batch_loss_fn, params, batch) says which"
         )
-    return f"the whole batch gives them the weights {_listed(shares)}; {divide_once}"
+    weights = np.abs(best.weights) if best.weights is not None else np.ones(1)
+    missing = [str(j + 1) for j in np.flatnonzero(weights < _SMALL * weights.max())]
+    if missing:
+        return f"microbatches {', '.join(missing)} do not enter: see that the loop takes every one once"
+    return (
+        f"the whole batch gives them the weights {_listed(shares)}; {divide_once}, and clip or scale the sum, not each "
+        "of them"
+    )
 
 
 _REMEDIES = {

@@ -28,6 +28,7 @@ from jaxsgd._core import validate
 from jaxsgd.additivity._subset_losses import nudged
 from jaxsgd.batch_losses import BatchLoss
 
+_MANY_SIZES = 12
 Axes = tuple[int | None, ...]  # where each leaf of a batch has its examples
 Operations = Counter[Any]  # how many are made in each floating-point dtype
 
@@ -52,16 +53,25 @@ class Split:
 
 def splits(count: int, k: int) -> list[Split]:
     """The ways in which people make k microbatches of so many examples."""
-    rows = np.arange(count)
-    if count % k == 0:
+    rows, size, rest = np.arange(count), count // k, count % k
+    short = [
+        Split(" of which the last is short", tuple(np.split(rows, range(each, count, each))))
+        for each in _usual([each for each in range(size + 1, count) if -(-count // each) == k])
+    ]
+    if rest == 0:
         strided = Split(f" of every {k}th example", tuple(rows[start::k] for start in range(k)))
-        return [Split("", tuple(np.split(rows, k))), *([strided] if k < count else [])]
-    size = -(-count // k)
-    short = Split(" of which the last is short", tuple(np.split(rows, range(size, count, size))))
+        return [Split("", tuple(np.split(rows, k))), *([strided] if k < count else []), *short]
     even = Split(" of nearly equal size", tuple(np.array_split(rows, k)))
-    filled = count - count % k
-    dropped = Split(f" that leave out the last {count % k} examples", tuple(np.split(rows[:filled], k)))
-    return [*([short] if len(short.parts) == k else []), *([even] if even.sizes != short.sizes else []), dropped]
+    longer = Split(" of which the last is longer", tuple(np.split(rows, range(size, size * k, size))))
+    dropped = Split(f" that leave out the last {rest} examples", tuple(np.split(rows[: count - rest], k)))
+    different = {way.sizes: way for way in (longer, even, *reversed(short))}  # of two that are the same, the first
+    return [*reversed(different.values()), dropped]
+
+
+def _usual(sizes: list[int]) -> list[int]:
+    """Of many sizes the least, powers of two and multiples of ten; a dozen at most."""
+    some = [size for size in sizes if size == sizes[0] or size & (size - 1) == 0 or size % 10 == 0]
+    return (sizes if len(sizes) <= _MANY_SIZES else some)[:_MANY_SIZES]
 
 
 def example_axes(in_axes: Any, batch: PyTree) -> Axes:

@@ -6,6 +6,10 @@ is the batch size at which an independent batch has E‖ĝ − ḡ‖² = ‖ḡ
 model of large-batch training", arXiv:1812.06162, 2018). N Σ‖g_i‖²/‖Σ g_i‖², the gradient diversity of Yin et al.
 (AISTATS 2018), is 1 + B. It does not change with the scale of the loss or an orthogonal change of the parameters; at a
 minimum of the mean loss it is infinite.
+
+An interval of 95 % holds B in 93 % of batches of normal, t₈ and Laplace gradients with equal variances from 8 examples
+on, and in 90 % of normal ones with variances 1/k (``experiments/interval_coverage.py``). It is wider than it need be
+where the noise along the mean gradient is smaller than elsewhere, up to 1.5 times, and then holds B nearly always.
 """
 
 from jaxsgd._core.faces import at_home

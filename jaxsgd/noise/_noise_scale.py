@@ -48,7 +48,7 @@ def noise_scale(
             ratio of their averages, which is less noisy than any one of them.
         population_size: N, the size of the population that the examples are from without replacement; infinite by
             default. ``population_size=g.count``: they are the population.
-        confidence_level: the probability that the interval holds B; the head of the module says where it does.
+        confidence_level: with what probability the interval holds B, or more; :mod:`jaxsgd.noise` says of which laws.
         interval: "score"; or, for comparison, "fieller" or "jackknife" of a single batch, which hold B as often as they
             should from a multiple of B examples on.
         by: groups of parameters, of which :class:`NoiseScales` has one each: how many parts of paths such as

@@ -6,6 +6,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def twice_in_one(folder: Path) -> Any:
     return files.read_arrays(folder / "a.npz")
 
 
-def hidden_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "optax.py").write_text("from optax import adam")
+def hidden_library(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "optax.py").write_text(text)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "optax")
     importlib.reload(libraries)
@@ -73,8 +74,9 @@ CASES: list[Case] = [
     (
         ImportError,
         "optax.py in … must not hide the libraries of these names, which are needed: rename the files, or run `jaxsgd`",
-        hidden_library,
+        partial(hidden_library, "from optax import adam"),
     ),
+    (ImportError, "optax.py in … must not hide the libraries", partial(hidden_library, "adam = None")),
     (OSError, "File name too long: … aaa", lambda folder, _: files.write_bytes(folder / ("a" * 300), b"")),
     (
         ValueError,

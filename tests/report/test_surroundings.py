@@ -104,6 +104,14 @@ def test_a_file_that_hides_a_library_from_the_module_is_named(name, hidden) -> N
     assert said.startswith(f"ImportError: {name}.py in {hidden} must not hide the libraries of these names, which are ")
 
 
+def test_a_file_that_fails_later_is_named_at_once(tmp_path) -> None:
+    """Catches a report that is lost when it draws, with Matplotlib, which reads fonts with its ``json``."""
+    (tmp_path / "json.py").write_text("x = 1\n")
+    done = process("json:make_problem")
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1].startswith(f"ImportError: json.py in {tmp_path} must not hide")
+
+
 NAMES = """
 import jax.numpy as jnp
 from jaxsgd import Problem

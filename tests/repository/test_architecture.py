@@ -51,7 +51,7 @@ FLOORS: list[dict[str, str]] = [
         "report": "_core additivity batch_losses batch_size checks designs estimators kernels moments noise problems "
         "shell sources"
     },
-    {"__main__": "report"},
+    {"__main__": "report shell"},
 ]
 TABLE = {room: set(allowed.split()) for floor in FLOORS for room, allowed in floor.items()}
 ENTRIES = {path.stem if path.suffix == ".py" else path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
