@@ -247,7 +247,8 @@ def gradient_tests(
         orthogonality    (1/(m−1)) Σ ‖h_j − ⟨h_j, ĝ⟩ĝ/‖ĝ‖²‖² / m / ‖ĝ‖²
 
     with sample variances (divisor m − 1). On every batch the first is the sum of the others. They are those of the
-    papers, with ‖ĝ‖² in place of ‖ḡ‖²: since E‖ĝ‖² = ‖ḡ‖² + tr Σ/m, the norm test with θ = 1 nearly always passes.
+    papers, with ‖ĝ‖² in place of ‖ḡ‖²: since E‖ĝ‖² = ‖ḡ‖² + tr Σ/m, the norm test with θ = 1 passes on a third of all
+    batches at least.
     Rounding is that of :func:`noise_scale` without ``centered``.
 
     Args:
