@@ -383,8 +383,9 @@ def _is_ordinary(m: GradientMoments) -> bool:
     """
     if isinstance(m.sum_squared_deviations, jax.core.Tracer):
         return True
-    dtype = m.sum_squared_deviations.dtype
-    return bool(units.smallest_square(dtype) <= float(m.squared_norms_mean)) and _is_finite(m)
+    deviations = m.sum_squared_deviations  # of every device, where they are not added yet
+    squares = deviations / jnp.maximum(jnp.asarray(m.count, deviations.dtype), 1) + m.squared_mean_norm
+    return bool(jnp.max(squares) >= units.smallest_square(squares.dtype)) and _is_finite(m)
 
 
 def _is_finite(m: GradientMoments) -> bool:

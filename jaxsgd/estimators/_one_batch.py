@@ -74,8 +74,8 @@ def without_replacement_variance(g_batch: kernels.PerExampleGradients, *, popula
 @on_any_mesh
 def horvitz_thompson_variance(
     g_batch: kernels.PerExampleGradients,
-    inclusion_probabilities: Float[Array, " m"],
-    joint_inclusion_probabilities: Float[Array, "m m"],
+    inclusion_probabilities: Float[Array | np.ndarray, " m"],
+    joint_inclusion_probabilities: Float[Array | np.ndarray, "m m"],
     *,
     population_size: int,
 ) -> Float[Array, ""]:
@@ -123,8 +123,8 @@ def horvitz_thompson_variance(
 @on_any_mesh
 def sen_yates_grundy_variance(
     g_batch: kernels.PerExampleGradients,
-    inclusion_probabilities: Float[Array, " m"],
-    joint_inclusion_probabilities: Float[Array, "m m"],
+    inclusion_probabilities: Float[Array | np.ndarray, " m"],
+    joint_inclusion_probabilities: Float[Array | np.ndarray, "m m"],
     *,
     population_size: int,
 ) -> Float[Array, ""]:

@@ -217,7 +217,9 @@ class _Tests(Statistic):
 
     def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         terms = self.terms(extra)
-        chosen = self.gradient(terms, extra)
+        chosen = jax.lax.optimization_barrier(
+            self.gradient(terms, extra)
+        )  # or the step is fused, and rounded, otherwise
         squared_norm = sums.squared_norm(chosen)
         m = jnp.asarray(terms.count, squared_norm.dtype)
         S, _ = batch_noise(chosen, terms, centered=False)

@@ -214,6 +214,7 @@ EVERY: dict[str, Statistic] = {
     "PerExampleGradients.gram": Statistic(lambda c: {2: c.g.gram()}, 2048),
     "PerExampleGradients.centered_gram": Statistic(lambda c: {2: c.g.centered_gram()}, 2048),
     "PerExampleGradients.materialize": Statistic(lambda c: {1: c.g.materialize()}),
+    "PerExampleGradients.only": Statistic(lambda c: {2: c.g.only(lambda path: True).squared_norms()}),
     "PerExampleGradients.take": Statistic(lambda c: {2: c.g.take(np.arange(5)).squared_norms()}),
     "kernels.centered_gram": Statistic(lambda c: {2: kernels.centered_gram(c.g)}, 2048),
     "kernels.require_finite": Statistic(lambda c: kernels.require_finite(c.g) or {}),
