@@ -217,9 +217,8 @@ class _Tests(Statistic):
 
     def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         terms = self.terms(extra)
-        chosen = jax.lax.optimization_barrier(
-            self.gradient(terms, extra)
-        )  # or the step is fused, and rounded, otherwise
+        # What is computed of the gradient here must not be fused with the step, which would then be rounded otherwise.
+        chosen = jax.lax.optimization_barrier(self.gradient(terms, extra))  # type: ignore[no-untyped-call]
         squared_norm = sums.squared_norm(chosen)
         m = jnp.asarray(terms.count, squared_norm.dtype)
         S, _ = batch_noise(chosen, terms, centered=False)
