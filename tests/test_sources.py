@@ -147,7 +147,7 @@ params = jax.numpy.ones(data["x"].shape[1])
 jaxsgd.gradient_moments(loss_fn, params, {"x": data["x"][:4000]}, chunk_size=2000)
 
 used = int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmData"))) * 1024
-resource.setrlimit(resource.RLIMIT_DATA, (used + 96 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_DATA, (used + 144 * 2**20, resource.RLIM_INFINITY))
 m = jaxsgd.gradient_moments(loss_fn, params, data, chunk_size=2000)
 assert int(m.count) == len(data["x"])
 try:
@@ -159,8 +159,8 @@ except MemoryError:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_data_set_larger_than_the_memory_allowed(tmp_path):
-    """128 MiB of examples with 96 MiB to spare; holding them at once must fail, or the limit would mean nothing."""
-    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (65536, 512))[:] = 0.5
+    """192 MiB of examples with 144 MiB to spare, of which chunks take some 80; holding them at once must fail, or the limit would mean nothing."""
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (98304, 512))[:] = 0.5
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "held to the limit", result.stderr
