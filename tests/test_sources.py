@@ -159,7 +159,7 @@ except MemoryError:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_data_set_larger_than_the_memory_allowed(tmp_path):
-    """192 MiB of examples with 144 MiB to spare, of which chunks take some 80; holding them at once must fail, or the limit would mean nothing."""
+    """192 MiB of examples, 144 MiB to spare, of which chunks take some 80: the control is that all at once fail."""
     np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (98304, 512))[:] = 0.5
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
