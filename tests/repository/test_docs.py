@@ -91,15 +91,31 @@ def test_doctests_under_switches_that_readers_turn_on() -> None:
     run("-c", AS_A_READER, JAX_NUMPY_DTYPE_PROMOTION="strict", JAX_DEBUG_NANS="1")
 
 
-def test_readme_examples_as_a_reader_runs_them(what_is_compiled: dict[str, str]) -> None:
-    """Catches a README that shows nothing, or something else than what comes out."""
-    assert ">>> " in (ROOT / "README.md").read_text(encoding="utf-8"), "README.md shows no example"
-    run("-m", "doctest", "README.md", **what_is_compiled)
+PAGES = ["README.md", "docs/guide.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_as_a_reader_runs_them(page: str, what_is_compiled: dict[str, str]) -> None:
+    """Catches a page that shows nothing, or something else than what comes out."""
+    assert ">>> " in (ROOT / page).read_text(encoding="utf-8"), f"{page} shows no example"
+    run("-m", "doctest", page, **what_is_compiled)
+
+
+def test_the_readme_is_short() -> None:
+    """Catches what belongs on a page of ``docs``."""
+    assert (ROOT / "README.md").stat().st_size <= 10_000
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
 @pytest.mark.slow
-def test_readme_examples_under_strict_switches() -> None:
-    assert doctest.testfile(str(ROOT / "README.md"), module_relative=False).failed == 0
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_under_strict_switches(page: str) -> None:
+    assert doctest.testfile(str(ROOT / page), module_relative=False).failed == 0
 
 
 def test_every_name_offered_exists() -> None:

@@ -162,23 +162,23 @@ def test_listing_is_instant_and_shows_every_claim():
 def test_full_figure_is_stored_and_indexed(stem):
     for kind in (".png", ".pdf", ".npz", ".json"):
         assert (_harness.FIGURES / f"{stem}{kind}").exists()
-    assert f"[`{stem}`]" in (_harness.FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert f"[`{stem}`]" in (_harness.FOLDER.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
 
 
-def test_readme_quotes_the_stored_numbers():
+def test_the_page_quotes_the_stored_numbers():
     record = json.loads((_harness.FIGURES / f"{HEADLINE}.json").read_text(encoding="utf-8"))
-    readme = (_harness.FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    page = (_harness.FOLDER.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
     findings = record["findings"]
     for value in [*findings["trace_covariance"], *findings["squared_mean_norm"]]:
-        assert f"{value:#.3g}" in readme
+        assert f"{value:#.3g}" in page
     worst = max(abs(value) for name, value in findings.items() if "worst_z" in name)
-    assert f"{worst:.1f} closed-form standard errors" in readme
-    assert f"off by {-findings['weakest_rejection_of_1/M']:.0f} standard errors" in readme
+    assert f"{worst:.1f} closed-form standard errors" in page
+    assert f"off by {-findings['weakest_rejection_of_1/M']:.0f} standard errors" in page
 
 
-def test_readme_quotes_the_stored_speeds():
+def test_the_page_quotes_the_stored_speeds():
     ratios = json.loads((_harness.FIGURES / "kernel_speed.json").read_text(encoding="utf-8"))["findings"]["ratios"]
-    readme = (_harness.FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    page = (_harness.FOLDER.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
     for workload, row in ratios.items():
         cells = [row["plain"], *(f"{value:.2f}×" for name, value in row.items() if name != "plain")]
-        assert f"| {workload} | {' | '.join(cells)} |" in readme
+        assert f"| {workload} | {' | '.join(cells)} |" in page

@@ -147,16 +147,16 @@ def test_large_workloads_are_for_accelerators(monkeypatch):
         assert set(stopped.value.args) == set(expected) - {module.QUICK_WORKLOAD}
 
 
-def test_readme_quotes_the_peers() -> None:
+def test_the_page_quotes_the_peers() -> None:
     """Catches a table that was not renewed with the measurement."""
-    readme = (_harness.FOLDER.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    page = (_harness.FOLDER.parent / "docs" / "experiments.md").read_text(encoding="utf-8").splitlines()
     peers = json.loads((_harness.FIGURES / "kernel_speed.json").read_text(encoding="utf-8"))["findings"]["peers"]
     offered = {workload: row for workload, row in peers.items() if isinstance(row, dict)}
     assert offered
     for workload, row in offered.items():
         for name, found in row.items():
             statistic = name.split(": ")[1]
-            lines = [line for line in readme if line.startswith(f"| {workload} | {statistic} |")]
+            lines = [line for line in page if line.startswith(f"| {workload} | {statistic} |")]
             assert statistic == "mean" or f"| {found['ratio']:.2f}× ({found['milliseconds']:.0f} ms) |" in lines[0]
 
 
