@@ -28,13 +28,13 @@ def step_of(k, weights=None):
     return step
 
 
-@pytest.mark.parametrize("k", [4, 8])
+@pytest.mark.parametrize("k", [3, 4])
 def test_no_more_parameters_than_microbatches(k) -> None:
     """Any gradient of three numbers is a combination of three others. Catches an explanation that fits everything."""
-    found = check_accumulation(lambda theta, x: jnp.sin(7 * theta), loss, THETA, X, num_microbatches=k)
+    found = check_accumulation(lambda theta, x: jnp.sin(7 * theta), loss, THETA, X[: 2 * k], num_microbatches=k)
     assert (found.found, found.weights, found.whole_weights) == ("unknown", None, None)
     assert f"none of the usual mistakes; params of more than {k} numbers would tell more" in str(found)
-    assert check_accumulation(step_of(k), loss, THETA, X, num_microbatches=k).passed
+    assert check_accumulation(step_of(k), loss, THETA, X[: 2 * k], num_microbatches=k).passed
 
 
 @pytest.mark.parametrize("sizes", [(5, 5, 2), (4, 4, 3), (3, 3, 5), (4, 4, 4), (8, 4), (10, 1), (6, 5)])
