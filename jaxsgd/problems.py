@@ -1,12 +1,13 @@
 """Losses with data: small ones whose answers are exact rational numbers, and real data sets.
 
 Every problem is a :class:`Problem` of ``loss_fn``, ``params`` and ``data``, with arrays in JAX's default float dtype.
-The real data sets come with scikit-learn, so nothing is downloaded.
+The small real data sets come with scikit-learn, and Fashion-MNIST is read where it is installed: nothing is downloaded.
 """
 
 import types
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,20 +16,24 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Num, PyTree
 
-from jaxsgd._core import loss_functions, sums, validate
+from jaxsgd._core import idx, loss_functions, sums, validate
 from jaxsgd._core.meshes import on_any_mesh
 
 __all__ = [
     "ACTIVATIONS",
+    "FashionMNIST",
     "Problem",
     "breast_cancer_logistic",
     "diabetes_regression",
     "digits_mlp",
+    "fashion_mnist",
     "line_fit",
     "mean_loss",
     "mlp",
     "quadratics",
 ]
+
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # of Debian's package
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
@@ -173,6 +178,52 @@ def digits_mlp(*, key: Array, hidden: int = 64, activation: str = "tanh") -> Pro
     """
     x, y = _load("digits")
     return mlp(x / 16.0, y, key=key, hidden=hidden, activation=activation)
+
+
+class FashionMNIST(NamedTuple):
+    """70,000 gray images of clothes of 10 kinds: data sets with images ``"x"``, from 0 to 1, and labels ``"y"``.
+
+    Attributes:
+        train: 60,000 examples: ``"x"`` of shape (60000, 28, 28) and ``"y"`` of shape (60000,).
+        test: 10,000 examples that are not among them.
+    """
+
+    train: dict[str, Array]
+    test: dict[str, Array]
+
+
+def fashion_mnist(folder: str | Path | None = None) -> FashionMNIST:
+    """Fashion-MNIST from its four files ``{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz``.
+
+    Args:
+        folder: where they are; by default where Debian's package ``dataset-fashion-mnist`` puts them.
+
+    Raises:
+        FileNotFoundError: if one of the files is not there.
+        ValueError: if one is damaged, or not of images of 28 × 28 and as many labels.
+
+    References:
+        H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine learning
+        algorithms", arXiv:1708.07747, 2017.
+    """
+    where = Path(FASHION_MNIST if folder is None else folder)
+    return FashionMNIST(*(_images_and_labels(where, part) for part in ("train", "t10k")))
+
+
+def _images_and_labels(folder: Path, part: str) -> dict[str, Array]:
+    paths = [folder / f"{part}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"Fashion-MNIST is not in {folder}, there is no {path.name}: install Debian's package "
+                "dataset-fashion-mnist, or name the folder with the four files that its authors publish"
+            )
+    images, labels = map(idx.read, paths)
+    if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{paths[0]} must be of images of 28 × 28 and as many labels, got {images.shape}, {labels.shape}"
+        )
+    return {"x": jnp.asarray(images / np.float32(255), float), "y": jnp.asarray(labels, int)}
 
 
 def mlp(

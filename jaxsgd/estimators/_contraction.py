@@ -77,14 +77,18 @@ def stratum_deviations(g: kernels.PerExampleGradients, strata: Int[np.ndarray, "
 
 
 def _of_groups(covariance: GroupCovariance, g: kernels.PerExampleGradients) -> Float[Array, ""]:
-    """(1/k) Σ_r ‖t_r − t̄‖² for the weighted sums t_r of the groups, and their mean t̄."""
+    """(1/k) Σ_r ‖t_r − t̄‖² for the weighted sums t_r of the groups, and their mean t̄.
+
+    About c ≈ t̄ it is the mean of ‖t_r − c‖² less the square of that of t_r − c: c, rounded, is off by ε t̄ for all.
+    """
     k, weights = covariance.num_groups, np.asarray(covariance.weights, dtype=np.float64)
-    mean = g.weighted_sum(jnp.asarray(weights / k))
+    center = g.weighted_sum(jnp.asarray(weights / k))
     parts = [
-        _between(g, indices, jnp.asarray(weights[indices] * real), mean)
+        _between(g, indices, jnp.asarray(weights[indices] * real), center)
         for _, indices, real in _padded(covariance.groups, g.num_params)
     ]
-    return jnp.sum(jnp.stack(parts)) / k
+    squares, total = jax.tree.map(lambda *each: jnp.sum(jnp.stack(each), axis=0), *parts)
+    return squares / k - sums.squared_norm(jax.tree.map(lambda leaf: leaf / k, total))
 
 
 def _of_windows(covariance: CircularCovariance, g: kernels.PerExampleGradients) -> Float[Array, ""]:
@@ -129,41 +133,43 @@ def _within(g: kernels.PerExampleGradients, indices: Int[Array, "c m"], real: Bo
 
 @jax.jit
 def _between(
-    g: kernels.PerExampleGradients, indices: Int[Array, "c m"], weights: Float[Array, "c m"], mean: PyTree
-) -> Float[Array, ""]:
-    """Σ ‖Σ_i u_i g_i − mean‖² over padded groups."""
+    g: kernels.PerExampleGradients, indices: Int[Array, "c m"], weights: Float[Array, "c m"], center: PyTree
+) -> tuple[Float[Array, ""], PyTree]:
+    """Σ ‖t_r − c‖² and Σ (t_r − c) over padded groups with sums t_r = Σ_i u_i g_i."""
 
-    def one(index: Array, weight: Array) -> Array:
-        group_sum = g.take(index).weighted_sum(weight)
-        return sums.squared_norm(jax.tree.map(jnp.subtract, group_sum, mean))
+    def one(index: Array, weight: Array) -> tuple[Array, PyTree]:
+        deviation = jax.tree.map(jnp.subtract, g.take(index).weighted_sum(weight), center)
+        return sums.squared_norm(deviation), deviation
 
-    return jnp.sum(jax.vmap(one)(indices, weights))
+    squares, deviations = jax.vmap(one)(indices, weights)
+    return squares.sum(), jax.tree.map(lambda leaf: sums.accumulated(leaf).sum(axis=0), deviations)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _windows(g: kernels.PerExampleGradients, length: int, chunk_size: int) -> Float[Array, ""]:
-    """Σ_r ‖T_r‖², from T_{r+1} = T_r + g_{r+M} − g_r."""
+    """Σ_r ‖T_r − T̄‖², from T_{r+1} = T_r + g_{r+M} − g_r: a variance, so that T_0 may be anything, such as 0."""
     N = g.count
-    first = np.where(np.arange(N) < length, 1.0, 0.0) - length / N
-    T = g.weighted_sum(jnp.asarray(first))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, sums.accumulated(leaf).dtype), g.mean())
 
-    def step(T: PyTree, start: Array) -> tuple[PyTree, Array]:
+    def step(state: tuple[PyTree, PyTree], start: Array) -> tuple[tuple[PyTree, PyTree], Array]:
+        T, total = state
         starts = start + jnp.arange(chunk_size)
         inside = starts < N
         entering, leaving = (g.take((starts + shift) % N).materialize() for shift in (length, 0))
 
-        def windows(at_start: Array, enter: Array, leave: Array) -> tuple[Array, Array]:
+        def windows(at_start: Array, so_far: Array, enter: Array, leave: Array) -> tuple[Array, Array, Array]:
             enter, leave = sums.accumulated(enter), sums.accumulated(leave)
             changes = (enter - leave) * _column(inside, enter)
-            before = at_start[None] + jnp.cumsum(changes, axis=0) - changes
-            return before[-1] + changes[-1], jnp.sum(_column(inside, before) * before**2)
+            before = (at_start[None] + jnp.cumsum(changes, axis=0) - changes) * _column(inside, enter)
+            after = at_start + changes.sum(axis=0)
+            return after, so_far + before.sum(axis=0), jnp.sum(before**2)
 
-        out = jax.tree.map(windows, T, entering, leaving)
-        after, squares = jax.tree.transpose(g.structure, jax.tree.structure((0, 0)), out)
-        return after, sums.total(jax.tree.leaves(squares))
+        out = jax.tree.map(windows, T, total, entering, leaving)
+        T, total, squares = jax.tree.transpose(g.structure, jax.tree.structure((0, 0, 0)), out)
+        return (T, total), sums.total(jax.tree.leaves(squares))
 
-    _, squares = jax.lax.scan(step, T, jnp.arange(0, N, chunk_size))
-    return squares.sum()
+    (_, total), squares = jax.lax.scan(step, (zero, zero), jnp.arange(0, N, chunk_size))
+    return squares.sum() - sums.squared_norm(jax.tree.map(lambda leaf: leaf / np.sqrt(N), total))
 
 
 def _padded(labels: Int[np.ndarray, " n"], num_params: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -44,6 +44,7 @@ class RunResult:
         learning_rates: as given, or None.
         kept_params: θ at the k steps ``keep_params_at``, a pytree like ``params`` of NumPy arrays, with the leading
             axes, and after them one of k; None where none were to be kept.
+        opt_state: of the optimizer after the last step, with the leading axes.
 
     >>> from jaxsgd import designs, problems
     >>> problem, design = problems.line_fit(0.0, 0.0), designs.WithoutReplacement(batch_size=4)
@@ -60,6 +61,7 @@ class RunResult:
     metrics: Any
     learning_rates: Any = None
     kept_params: Any = None
+    opt_state: Any = None
 
 
 @on_any_mesh
@@ -84,6 +86,9 @@ def run_sgd(
     checkpoint_every_seconds: float = 60.0,
     chunk_size: int | None = None,
     gradient: Literal["factored", "plain"] | None = None,
+    opt_state: PyTree = None,
+    eval_data: PyTree = None,
+    stop_when: Callable[[int, dict[str, np.ndarray]], bool] | None = None,
 ) -> RunResult:
     """Run stochastic gradient descent: at each step, ĝ = Σ w_i g_i of a fresh batch goes to the optimizer.
 
@@ -109,6 +114,9 @@ def run_sgd(
         checkpoint_every_seconds: how often it is written, beside at records; ``math.inf`` for at records only.
         chunk_size: at most how many steps are made between two looks at the host; by default half a second's worth.
         gradient: "factored" or "plain", ``jax.grad``; by default the first, unless a large parameter has no factors.
+        opt_state: of the optimizer at the start, such as that of an earlier run; by default a fresh one.
+        eval_data: examples over which the recorded loss is the mean, such as held-out ones; by default all of ``data``.
+        stop_when: ``stop_when(step, metrics)`` of a record: if it is true, the run ends there.
 
     Returns:
         :class:`RunResult`. Runs that diverge have losses that are infinite or NaN.
@@ -126,6 +134,10 @@ def run_sgd(
     data = arrays.readable(data=data)
     population_size = validate.leading_axis(data=data)
     loss_functions.require_scalar(loss_fn, params, data)
+    if eval_data is not None:
+        eval_data = arrays.readable(eval_data=eval_data)
+        validate.leading_axis(eval_data=eval_data)
+        loss_functions.require_scalar(loss_fn, params, eval_data)
     loss_functions.require_deterministic(loss_fn, params, data)
     validate.has_method("weights(key, population_size)", design=design)
     if gradient is not None:
@@ -137,7 +149,7 @@ def run_sgd(
     jax.eval_shape(lambda k: design.weights(k, population_size), key)  # the design's own checks
     kept = KeptParams(keep_params_at, num_steps)
 
-    params, data = (jax.tree.map(jnp.asarray, tree) for tree in (params, data))
+    params, data, eval_data = (jax.tree.map(jnp.asarray, tree) for tree in (params, data, eval_data))
     if gradient is None:
         gradient = "factored" if kernels.is_cheaply_factored(loss_fn, params, data) else "plain"
     plan = Plan(
@@ -155,8 +167,10 @@ def run_sgd(
         rates = jnp.asarray(np.asarray(learning_rates), jnp.result_type(*jax.tree.leaves(params)))
     keys = jax.random.fold_in(key, 0) if num_runs is None else _run_keys(key, num_runs)
     run = _Run(plan, data, keys, rates, num_steps, record_every or num_steps, chunk_size, writer, progress, kept)
+    run.eval_data = data if eval_data is None else eval_data
+    run.stop_when = stop_when or run.stop_when
     with contextlib.nullcontext() if devices.is_shared(run.mesh) else shell.interruptible():
-        return run.finish(params, checkpoint, design, checkpoint_every_seconds)
+        return run.finish(params, opt_state, checkpoint, design, checkpoint_every_seconds)
 
 
 class _Run:
@@ -176,6 +190,8 @@ class _Run:
         kept: KeptParams,
     ) -> None:
         self.plan, self.data, self.keys, self.rates = plan, data, keys, rates
+        self.eval_data = data
+        self.stop_when: Callable[[int, dict[str, np.ndarray]], bool] = lambda _step, _metrics: False
         self.num_steps, self.record_every = num_steps, record_every
         self.mesh = devices.mesh_of(data)
         if chunk_size is None and devices.is_shared(self.mesh):
@@ -187,15 +203,19 @@ class _Run:
         self.records: list[tuple[int, dict[str, np.ndarray]]] = []
         self.kept = kept
 
-    def finish(self, params: PyTree, path: str | Path | None, design: Any, every_seconds: float) -> RunResult:
+    def finish(
+        self, params: PyTree, opt_state: PyTree, path: str | Path | None, design: Any, every_seconds: float
+    ) -> RunResult:
         """Make all steps, from where the checkpoint is."""
         self.params = params
-        carry = _strong(_start(self.plan, params, self.keys, self.rates))
+        carry = _strong(_start(self.plan, (params, opt_state), self.keys, self.rates))
         carry, self.keys, self.rates = devices.beside(self.data, (carry, self.keys, self.rates))
         if path is None:
             carry = self._continue(0, carry)
         else:
-            self.checkpoint = Checkpoint(path, self._settings(carry, params, design), every_seconds, self.mesh)
+            self.checkpoint = Checkpoint(
+                path, self._settings(carry, params, opt_state, design), every_seconds, self.mesh
+            )
             with self.checkpoint.held():
                 stored = self.checkpoint.load(carry)
                 number, carry, self.records, self.kept.found = (0, carry, [], []) if stored is None else stored
@@ -205,13 +225,13 @@ class _Run:
             names = self.records[0][1]
             metrics = {name: jnp.stack([found[name] for _, found in self.records], axis=-1) for name in names}
         kept = self.kept.stacked(params, axis=self.plan.has_rates + self.plan.has_runs)
-        return RunResult(carry.params, steps, metrics, self.rates, kept)
+        return RunResult(carry.params, steps, metrics, self.rates, kept, carry.optimizer)
 
     def _continue(self, number: int, carry: Carry) -> Carry:
         """The state after the last step, from that after ``number`` steps."""
         state = number, carry  # in one piece, whenever an interruption comes
         try:
-            while not self._is_recorded(self.num_steps):
+            while not self._is_finished(number):
                 number, carry = state
                 if number in self.kept.next_step():  # before it is recorded, so that a checkpoint has it
                     self.kept.keep(carry.params)
@@ -233,8 +253,11 @@ class _Run:
             self.writer.flush()
         return state[1]
 
-    def _is_recorded(self, number: int) -> bool:
-        return bool(self.records) and self.records[-1][0] == number
+    def _is_finished(self, number: int) -> bool:
+        """Whether all steps are made, or the last record, made at this step, says so."""
+        if not self.records or self.records[-1][0] != number:
+            return False
+        return number == self.num_steps or bool(self.stop_when(*self.records[-1]))
 
     def _next_record(self) -> int:
         """The next step at which to record; that is known from the last, wherever an interruption came."""
@@ -254,7 +277,7 @@ class _Run:
     def _record(self, number: int, carry: Carry) -> None:
         """Measure, write and keep the metrics of one step."""
         with jax.debug_nans(False):  # what a monitor has not measured yet is NaN, and no mistake
-            measured = _measure(self.plan, carry, self.data, self.keys, self.rates)
+            measured = _measure(self.plan, carry, self.eval_data, self.keys, self.rates)
         found = {name: devices.on_host(value) for name, value in measured.items()}
         scalars = {
             "/".join([name, *map(str, place)]): value[place]
@@ -262,7 +285,7 @@ class _Run:
             for place in itertools.product(*map(range, value.shape))
         }
         if number == 0:
-            _validate.finite_at_start(found["loss"], self.plan.loss_fn, self.params, self.data)
+            _validate.finite_at_start(found["loss"], self.plan.loss_fn, self.params, self.eval_data)
         self.writer.write_scalars(number, scalars)
         self.records.append((number, found))  # in one piece, whenever an interruption comes
 
@@ -271,27 +294,30 @@ class _Run:
             self.writer.flush()
             self.checkpoint.save(number, carry, self.records, self.kept.found)
 
-    def _settings(self, carry: Carry, params: PyTree, design: Any) -> dict[str, Any]:
+    def _settings(self, carry: Carry, params: PyTree, opt_state: PyTree, design: Any) -> dict[str, Any]:
         """What makes this run, and no other."""
         shapes = jax.eval_shape(lambda *arrays: arrays, carry, self.data, self.keys, self.rates)  # on whatever devices
+        evaluated = jax.eval_shape(lambda data: data, self.eval_data)
         return {
             "data": digest(self.data),
+            "eval_data": None if self.eval_data is self.data else digest(self.eval_data),
             "design": repr(design),
             "keep_params_at": self.kept.steps or None,
             "key": digest(self.keys),
             "learning_rates": None if self.rates is None else devices.on_host(self.rates).tolist(),
             "num_runs": self.keys.size if self.plan.has_runs else None,
             "num_steps": self.num_steps,
+            "opt_state": None if opt_state is None else digest(opt_state),
             "params": digest(params),
-            "evaluation": program_digest(_measure.trace(self.plan, *shapes).jaxpr),
+            "evaluation": program_digest(_measure.trace(self.plan, shapes[0], evaluated, *shapes[2:]).jaxpr),
             "program": program_digest(_advance.trace(self.plan, *shapes, 0, 1).jaxpr),
             "record_every": self.record_every,
         }
 
 
 @partial(jax.jit, static_argnums=0)
-def _start(plan: Plan, params: PyTree, keys: Array, rates: Any) -> Carry:
-    carry: Carry = plan.over_runs(partial(_step.start, plan), None)(params, keys, rates)
+def _start(plan: Plan, given: tuple[PyTree, PyTree], keys: Array, rates: Any) -> Carry:
+    carry: Carry = plan.over_runs(partial(_step.start, plan), None)(given, keys, rates)
     return carry
 
 

@@ -63,10 +63,13 @@ class Carry(NamedTuple):
     draws: Any
 
 
-def start(plan: Plan, params: PyTree, key: Array, rate: Any) -> Carry:  # noqa: ARG001 - the same for all runs
+def start(plan: Plan, given: tuple[PyTree, PyTree], key: Array, rate: Any) -> Carry:  # noqa: ARG001 - the same for all
     """The state before the first step, with the learning rate in it where it belongs there."""
+    params, opt_state = given
     with jax.numpy_dtype_promotion("standard"):
         state = plan.transformation(rate).init(params)
+    if opt_state is not None:
+        state = _alike(opt_state, state)
     if plan.has_rates and isinstance(plan.optimizer, optax.GradientTransformation):
         if not optax.tree_utils.tree_get_all_with_path(state, "learning_rate"):
             raise ValueError(
@@ -75,6 +78,18 @@ def start(plan: Plan, params: PyTree, key: Array, rate: Any) -> Carry:  # noqa: 
             )
         state = optax.tree_utils.tree_set(state, learning_rate=rate)
     return Carry(params, state, tuple(m.init(params) for m in plan.monitors), plan.batches.start())
+
+
+def _alike(opt_state: PyTree, fresh: PyTree) -> PyTree:
+    """The state that was given, if it is one of this optimizer."""
+    found, expected = jax.tree.structure(opt_state), jax.tree.structure(fresh)
+    if found != expected:  # type: ignore[operator]
+        raise ValueError(f"opt_state must be one of this optimizer, {expected}, got {found}")
+    for (path, own), new in zip(jax.tree_util.tree_leaves_with_path(opt_state), jax.tree.leaves(fresh), strict=True):
+        if jnp.shape(own) != jnp.shape(new):
+            place = jax.tree_util.keystr(path)
+            raise ValueError(f"opt_state must be one of these parameters: {jnp.shape(new)} at {place}, got {own.shape}")
+    return jax.tree.map(lambda own, new: jnp.asarray(own, jnp.asarray(new).dtype), opt_state, fresh)
 
 
 def step(plan: Plan, data: PyTree, number: Any, quiet: bool, carry: Carry, key: Array, rate: Any) -> Carry:
