@@ -1,5 +1,7 @@
 """Every way to be refused by ``problems``: the exception, its message, and the call that gives it."""
 
+import gzip
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +18,32 @@ def network(x: Any = ((1.0, 2.0), (3.0, 4.0)), y: Any = (0, 1), **options: Any) 
     return problems.mlp(np.asarray(x), np.asarray(y), key=KEY, **options)
 
 
+def idx(folder: Path, content: bytes, labels: bytes = b"\0\0\x08\x01\0\0\0\0") -> Any:
+    """Fashion-MNIST from files that hold this."""
+    for part in ("train", "t10k"):
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(content)
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    return problems.fashion_mnist(folder)
+
+
 CASES: list[Case] = [
+    (
+        FileNotFoundError,
+        "there is no train-images-idx3-ubyte.gz: install Debian's package dataset-fashion",
+        lambda folder, _: problems.fashion_mnist(folder / "nowhere"),
+    ),
+    (ValueError, "is damaged or not compressed by gzip: ", lambda folder, _: idx(folder, b"images")),
+    (ValueError, "is no IDX file: it begins with b'PNG!'", lambda folder, _: idx(folder, gzip.compress(b"PNG!"))),
+    (
+        ValueError,
+        "is damaged: an array of shape [2] takes 10 bytes, got 9",
+        lambda folder, _: idx(folder, gzip.compress(b"\0\0\x08\x01\0\0\0\x02a")),
+    ),
+    (
+        ValueError,
+        "must hold images of 28 × 28, and as many labels be there, got (0,) and (0,)",
+        lambda folder, _: idx(folder, gzip.compress(b"\0\0\x08\x01\0\0\0\0")),
+    ),
     (ValueError, "hidden must be at least 1, got 0", lambda *_: network(hidden=0)),
     (ValueError, "activation must be one of sigmoid, tanh, relu, got 'gelu'", lambda *_: network(activation="gelu")),
     (TypeError, "y must be integers or real numbers, got dtype bool", lambda *_: network(y=(True, False))),

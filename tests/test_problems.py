@@ -1,7 +1,9 @@
 """The problems are what they claim to be: exact numbers for the small ones, stored references for the real data."""
 
+import gzip
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd import problems
+from jaxsgd._core import idx
 from tests.support.registry import PROBLEMS, measured, skewed
 from tests.support.twins import assert_close, average, flat, line_gradients, squared_norm
 
@@ -236,3 +239,37 @@ def test_the_mean_loss_keeps_no_more_than_a_block() -> None:
     in_blocks = partial(problems.mean_loss, loss_fn)
     assert bytes_of(in_blocks, 64 * 4096) - bytes_of(in_blocks, 16 * 4096) <= 8 * 48 * 4096
     assert bytes_of(at_once, 64 * 4096) > bytes_of(at_once, 16 * 4096)
+
+
+def idx_file(path: Path, array: np.ndarray) -> None:
+    """Written as the format's authors have it: big-endian, the shape after the type."""
+    kind = {"uint8": 8, "float32": 13}[array.dtype.name]
+    header = bytes([0, 0, kind, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(gzip.compress(header + array.astype(array.dtype.newbyteorder(">")).tobytes()))
+
+
+def test_images_are_read_from_their_four_files(tmp_path: Path) -> None:
+    r = np.random.default_rng(0)
+    written = {}
+    for part, count in {"train": 5, "t10k": 3}.items():
+        images, labels = r.integers(0, 256, (count, 28, 28), np.uint8), r.integers(0, 10, count, np.uint8)
+        idx_file(tmp_path / f"{part}-images-idx3-ubyte.gz", images)
+        idx_file(tmp_path / f"{part}-labels-idx1-ubyte.gz", labels)
+        written[part] = images, labels
+    found = problems.fashion_mnist(tmp_path)
+    for part, (images, labels) in zip(found, written.values(), strict=True):
+        np.testing.assert_allclose(part["x"], images / 255, rtol=1e-6)
+        np.testing.assert_array_equal(part["y"], labels)
+    numbers = r.normal(size=(2, 3)).astype(np.float32)
+    idx_file(tmp_path / "numbers.gz", numbers)
+    np.testing.assert_array_equal(idx.read(tmp_path / "numbers.gz"), numbers)
+
+
+@pytest.mark.skipif(not Path(problems.FASHION_MNIST).is_dir(), reason="Fashion-MNIST is not installed")
+def test_the_clothes_that_are_installed() -> None:
+    train, test = problems.fashion_mnist()
+    assert train["x"].shape == (60000, 28, 28)
+    assert test["x"].shape == (10000, 28, 28)
+    assert np.bincount(train["y"]).tolist() == [6000] * 10
+    assert (float(train["x"].min()), float(train["x"].max())) == (0, 1)
+    assert float(train["x"].mean()) == pytest.approx(0.2860, abs=1e-4), "as published with the data"

@@ -172,6 +172,7 @@ def _tried(
         tried |= dict(zip(rates.tolist(), zip(steps, losses, strict=True), strict=True))
         order = sorted(tried)
         best = min(order, key=lambda rate: tried[rate])
+        _require_distant(tried[best][0], size)
         if order[0] < best < order[-1]:
             _require_reached(tried[best], target, size, max_steps)
             return Trial(size, np.asarray(order), np.asarray([tried[rate][0] for rate in order]), widened)
@@ -180,18 +181,22 @@ def _tried(
     raise ValueError(f"learning_rates must be near the best one, which at batch size {size} lies beyond {best:g}")
 
 
+def _require_distant(steps: float, size: int) -> None:
+    """Raise if the target is so near that a batch size of this takes next to no steps."""
+    if steps < _LEAST_STEPS:
+        raise ValueError(
+            f"target must be {_LEAST_STEPS} steps away at least, got {steps:.2g} at batch size {size}: lower it, or "
+            "leave out the largest batch_sizes"
+        )
+
+
 def _require_reached(found: tuple[float, float], target: float, size: int, max_steps: int) -> None:
-    """Raise unless the target was reached, and not at once."""
+    """Raise unless the target was reached."""
     steps, loss = found
     if not math.isfinite(steps):
         raise ValueError(
             f"target must be in reach of max_steps={max_steps} steps of {size} examples, got {target:g} where the "
             f"lowest mean loss was {loss:.4g}"
-        )
-    if steps < _LEAST_STEPS:
-        raise ValueError(
-            f"target must be {_LEAST_STEPS} steps away at least, got {steps:.2g} at batch size {size}: lower it, or "
-            "leave out the largest batch_sizes"
         )
 
 

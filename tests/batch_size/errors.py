@@ -2,10 +2,31 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxsgd import batch_size
-from tests.support.error_helpers import Case, G
+from tests.support.error_helpers import KEY, Case, G
+
+
+def bowl(params: Any, example: Any) -> Any:
+    return (params - example) ** 2
+
+
+def measured(target: float = 0.5, **options: Any) -> Any:
+    options = {"learning_rates": (0.1, 0.2, 0.4), "batch_sizes": (1, 2, 4), "num_runs": 1, "max_steps": 40} | options
+    return batch_size.measure_critical(bowl, jnp.ones(()), jnp.zeros(4), optax.sgd, KEY, target=target, **options)
+
+
+def branched(**options: Any) -> Any:
+    options = {"batch_size": 1, "learning_rate": 0.1, "num_examples": 64, "tolerance": 0.1, "num_runs": 2} | options
+    return batch_size.branched_critical(bowl, jnp.ones(()), jnp.zeros(4), optax.sgd, KEY, **options)
+
+
+def unaffected(_rate: float) -> Any:
+    """An optimizer for which no learning rate is better than another, but for smaller ones."""
+    return optax.scale_by_schedule(lambda step: -0.01 / (1 + 100 * _rate))
 
 
 def tradeoff(batch_sizes: Any = (1, 2, 4), steps: Any = (8.0, 5.0, 3.5), **options: Any) -> Any:
@@ -78,4 +99,39 @@ CASES: list[Case] = [
         "losses must be positive, got -1.0",
         lambda *_: batch_size.steps_to_target([0, 1], [2.0, -1.0], 1.5),
     ),
+    (ValueError, "target must be positive, got -1", lambda *_: measured(-1)),
+    (ValueError, "the number of batch_sizes must be at least 3, got 2", lambda *_: measured(batch_sizes=(1, 2))),
+    (ValueError, "batch_sizes must be at least 1, got 0", lambda *_: measured(batch_sizes=(0, 2, 4))),
+    (ValueError, "the number of learning_rates must be at least 3, got 2", lambda *_: measured(learning_rates=(1, 2))),
+    (ValueError, "learning_rates must be positive, got 0", lambda *_: measured(learning_rates=(0, 1, 2))),
+    (
+        ValueError,
+        "target must be 4 steps away at least, got 0 at batch size 4: lower it, or leave out the largest",
+        lambda *_: measured(2.0),
+    ),
+    (
+        ValueError,
+        "target must be in reach of max_steps=5 steps of 4 examples, got 1e-30 where the lowest mean loss was",
+        lambda *_: measured(1e-30, max_steps=5, learning_rates=(0.25, 0.4, 0.6)),
+    ),
+    (
+        ValueError,
+        "learning_rates must be near the best one, which at batch size 4 lies beyond",
+        lambda *_: batch_size.measure_critical(
+            bowl,
+            jnp.ones(()),
+            jnp.zeros(4),
+            unaffected,
+            KEY,
+            target=0.01,
+            learning_rates=(1e3, 2e3, 4e3),
+            batch_sizes=(1, 2, 4),
+            num_runs=1,
+            max_steps=1,
+        ),
+    ),
+    (ValueError, "multiples must be increasing integers from 2 on, got (2, 2)", lambda *_: branched(multiples=(2, 2))),
+    (ValueError, "num_examples must be at least 64, got 63", lambda *_: branched(num_examples=63)),
+    (ValueError, "scaling must be one of linear, square root, got 'none'", lambda *_: branched(scaling="none")),
+    (ValueError, "tolerance must be positive, got 0", lambda *_: branched(tolerance=0)),
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsgd import designs, training
+from jaxsgd import designs, problems, training
 from jaxsgd._core import devices, files
 from tests.support.error_helpers import KEY, ONE, Case, trained
 from tests.support.registry import linear_loss
@@ -124,4 +124,21 @@ CASES: list[Case] = [
     ),
     (ValueError, "keep_params_at must increase, from 0 … got (-1, 1)", lambda *_: trained(keep_params_at=[-1, 1])),
     (ValueError, "keep_params_at must increase, from 0 … got (1, 1)", lambda *_: trained(keep_params_at=[1, 1])),
+    (
+        ValueError,
+        "opt_state must be one of this optimizer, PyTreeDef … got PyTreeDef",
+        lambda *_: trained(opt_state=optax.adam(0.1).init(problems.line_fit().params)),
+    ),
+    (
+        ValueError,
+        "opt_state must be one of these parameters: () at [0].mu['b'], got (3,)",
+        lambda *_: trained(
+            optimizer=optax.adam(0.1), opt_state=optax.adam(0.1).init({"m": jnp.ones(()), "b": jnp.ones(3)})
+        ),
+    ),
+    (
+        ValueError,
+        "eval_data must have equally many examples in every array, but",
+        lambda *_: trained(eval_data={"x": jnp.ones(2), "y": jnp.ones(3)}),
+    ),
 ]
