@@ -13,30 +13,26 @@ Left: critical batch sizes along training. Right: each predictor over the measur
 and phase, with 95 % intervals over seeds.
 """
 
-import functools
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, PyTree
+import scipy.special
+from jaxtyping import Array
+from matplotlib.figure import Figure
 
-import jaxsgd
-from experiments._harness import Seeded
-from jaxsgd import designs, training
-from jaxsgd.batch_size import branched_critical, measure_critical
+from experiments import _tasks
+from experiments._branches import OPTIMIZERS, PHASES, cell, checkpoints
+from experiments._claims import Claims
+from experiments._harness import Arrays, Seeded, progress, table
+from experiments._panels import DASHED, mark, page, panel, reference
+from jaxsgd.batch_size import fit_tradeoff
 
-OPTIMIZERS = {"SGD": optax.sgd, "AdamW": functools.partial(optax.adamw, weight_decay=1e-2)}
-SCALINGS = {"SGD": "linear", "AdamW": "square root"}
-PHASES = ("early", "middle", "late")
-# Of each problem: steps of a run to the checkpoints, which part of the loss there is the target; rates of that run.
-SETTINGS: dict[str, tuple[tuple[int, int, int], tuple[float, float, float], dict[str, float]]] = {
-    "digits": ((30, 300, 3000), (0.2, 0.5, 0.6), {"SGD": 0.3, "AdamW": 0.003}),
-    "clothes": ((50, 400, 3000), (0.65, 0.8, 0.88), {"SGD": 0.1, "AdamW": 0.003}),
-    "text": ((100, 600, 3000), (0.88, 0.93, 0.97), {"SGD": 0.3, "AdamW": 0.003}),
-}
-PREDICTORS = ("simple", "simple, pooled", "curvature", "curvature, pooled", "metric P", "metric P²", "equal examples")
+POOLED = ("simple", "curvature", "metric P", "metric P²")
+EXAMPLES = "equal examples"
+FACTOR = 4.0
 
 
 class Config(Seeded):
@@ -60,135 +56,142 @@ class Config(Seeded):
     """Of the trace of HΣ."""
 
 
-def checkpoints(task: Any, name: str, optimizer: str, config: Config, key: Array) -> list[tuple[PyTree, PyTree]]:
-    """Parameters and states of the optimizer early, in the middle and late in one run."""
-    steps, _, rates = SETTINGS[name]
-    params, opt_state, found = task.init(key), None, []
-    for k, num_steps in enumerate(np.diff([0, *steps]).tolist()):
-        run = training.run_sgd(
-            task.loss_fn,
-            params,
-            task.data,
-            _with_rate(optimizer, rates[optimizer]),
-            designs.WithReplacement(config.base_batch_size),
-            num_steps,
-            jax.random.fold_in(key, k),
-            opt_state=opt_state,
-            eval_data=task.seen,
-            gradient="plain",
-        )
-        params, opt_state = run.params, run.opt_state
-        found.append((params, opt_state))
-    return found
+QUICK = Config(
+    tasks=("digits",), batch_sizes=(8, 32, 128), num_seeds=2, num_runs=1, num_points=3, num_examples=256, num_probes=2
+)
+SUMMARY = (
+    "noise scales pooled along a branch are {least_pooled:.2g} to {largest_pooled:.2g} times the critical batch size, "
+    "at the checkpoint alone {least_at_once:.2g} to {largest_at_once:.2g} times"
+)
 
 
-@functools.cache
-def _with_rate(optimizer: str, rate: float) -> Any:
-    return OPTIMIZERS[optimizer](rate)
+def compute(config: Config) -> Arrays:
+    """One row for each problem, seed, optimizer and phase."""
+    rows = []
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        for name in config.tasks:
+            task = getattr(_tasks, name)()
+            for seed in progress(range(config.num_seeds), name):
+                rows += from_one_seed(task, name, config, jax.random.fold_in(config.key(), seed), seed)
+    return table(rows)
 
 
-def cell(
-    task: Any, name: str, optimizer: str, phase: int, start: tuple[PyTree, PyTree], config: Config, key: Array
-) -> dict[str, Any]:
-    """What is measured from one checkpoint, and what its noise scales say."""
-    _, parts, rates = SETTINGS[name]
-    part, (params, opt_state) = parts[phase], start
-    loss = float(jaxsgd.problems.mean_loss(task.loss_fn, params, task.seen))
-    common = (task.loss_fn, params, task.data, OPTIMIZERS[optimizer], key)
-    options: Any = {"opt_state": opt_state, "eval_data": task.seen}
-    tried = rates[optimizer] * 2.0 ** np.arange(-1, 3)
-    measured = measure_critical(
-        *common,
-        target=part * loss,
-        learning_rates=tried,
-        batch_sizes=config.batch_sizes,
-        num_runs=config.num_runs,
-        **options,
-    )
-    smallest, middle = measured.trials[0], measured.trials[len(measured.trials) // 2]
-    branched = branched_critical(
-        *common,
-        batch_size=smallest.batch_size,
-        learning_rate=smallest.best_rate,
-        num_examples=max(round(smallest.batch_size * smallest.fewest_steps), 2 * 32 * smallest.batch_size),
-        tolerance=0.1 * (1 - part) * loss,
-        scaling=SCALINGS[optimizer],
-        num_runs=2 * config.num_runs,
-        **options,
-    )
-    path = along(task, optimizer, start, middle, config, key)
-    return {
-        "task": name,
-        "optimizer": optimizer,
-        "phase": phase,
-        "loss": loss,
-        "sizes": [trial.batch_size for trial in measured.trials],
-        "steps": [trial.fewest_steps for trial in measured.trials],
-        "rates": [trial.best_rate for trial in measured.trials],
-        "lowest_rates": [trial.learning_rates[0] for trial in measured.trials],
-        "highest_rates": [trial.learning_rates[-1] for trial in measured.trials],
-        "widened": [trial.widened for trial in measured.trials],
-        "critical": [getattr(measured.tradeoff, end) for end in ("critical_batch_size", "low", "high")],
-        "equal examples": [branched.value, branched.low, branched.high],
-        "equal examples/losses": branched.losses.mean(axis=1) - loss,
-        **predicted(task, params, opt_state, path, optimizer, config, key),
+def from_one_seed(task: Any, name: str, config: Config, key: Array, seed: int) -> list[dict[str, Any]]:
+    """What is measured from the checkpoints of both optimizers."""
+    rows = []
+    for optimizer in OPTIMIZERS:
+        for phase, start in enumerate(checkpoints(task, name, optimizer, config, key)):
+            found = cell(task, name, optimizer, phase, start, config, jax.random.fold_in(key, 100 + phase))
+            rows.append(found | {"seed": seed})
+    return rows
+
+
+def check(results: Arrays) -> Claims:
+    """Every best rate is inside its grid; what each predictor is of the measured critical batch size."""
+    claims = Claims()
+    inside = (results["lowest_rates"] < results["rates"]) & (results["rates"] < results["highest_rates"])
+    claims.require(np.all(inside), "the best learning rate must lie inside those tried")
+    cases = list(grouped(results))
+    found = {name: np.array([over_seeds(rows, name) for rows in cases]) for name in ("critical", *POOLED, EXAMPLES)}
+    low, high = found["critical"][:, 1:].T
+    claims.require(np.all((low > 0) & (high < np.inf)), "critical batch sizes must have intervals")
+    pooled = found["simple"][:, 0]
+    alone = np.array([at_once(rows, "simple") / over_seeds(rows, "critical")[0] for rows in cases])
+    message = "a noise scale pooled along a branch must be within a factor of {limit} of the critical batch size"
+    claims.below(np.maximum(pooled, 1 / pooled), FACTOR, message.format(limit=FACTOR) + ", got {:.1f}")
+    claims.above(alone, FACTOR, "that one checkpoint tells as much must be rejected")
+    claims |= {"least_pooled": pooled.min(), "largest_pooled": pooled.max()}
+    claims |= {"least_at_once": alone.min(), "largest_at_once": alone.max()}
+    claims["cases"] = {
+        label(rows): {name: [float(f"{number:.3g}") for number in values[k]] for name, values in found.items()}
+        | {"simple, at the checkpoint": [float(f"{number:.3g}") for number in np.sort(alone[k])]}
+        for k, rows in enumerate(cases)
     }
+    return claims
 
 
-def along(task: Any, optimizer: str, start: tuple[PyTree, PyTree], trial: Any, config: Config, key: Array) -> PyTree:
-    """The parameters at some steps of a branch to the target, the first of them its start."""
-    params, opt_state = start
-    num_steps = max(round(trial.fewest_steps), config.num_points - 1)
-    steps = np.linspace(0, num_steps, config.num_points).round().astype(int).tolist()
-    run = training.run_sgd(
-        task.loss_fn,
-        params,
-        task.data,
-        OPTIMIZERS[optimizer],
-        designs.WithReplacement(trial.batch_size),
-        num_steps,
-        jax.random.fold_in(key, 1),
-        learning_rates=[trial.best_rate],
-        opt_state=opt_state,
-        eval_data=task.seen,
-        gradient="plain",
-        keep_params_at=steps,
+def grouped(results: Arrays) -> Iterator[Arrays]:
+    """The rows of all seeds of every problem, optimizer and phase."""
+    for task in dict.fromkeys(results["task"].tolist()):
+        for optimizer in OPTIMIZERS:
+            for phase in range(len(PHASES)):
+                rows = (results["task"] == task) & (results["optimizer"] == optimizer) & (results["phase"] == phase)
+                yield {name: values[rows] for name, values in results.items()}
+
+
+def label(rows: Arrays) -> str:
+    """What a case is called."""
+    return f"{rows['task'][0]}, {rows['optimizer'][0]}, {PHASES[rows['phase'][0]]}"
+
+
+def over_seeds(rows: Arrays, name: str) -> tuple[float, float, float]:
+    """The critical batch size, or a predictor over it, of all seeds; its interval from leaving one out each time."""
+    count = len(rows["seed"])
+    value = math.log(_of(rows, name))
+    left = np.array(
+        [math.log(_of({key: np.delete(v, k, axis=0) for key, v in rows.items()}, name)) for k in range(count)]
     )
-    return jax.tree.map(lambda leaf: leaf[0], run.kept_params)
+    error = math.sqrt((count - 1) / count * np.sum((left - left.mean()) ** 2))
+    margin = error * float(scipy.special.stdtrit(count - 1, 0.975))
+    return math.exp(value), math.exp(value - margin), math.exp(value + margin)
 
 
-def predicted(
-    task: Any, params: PyTree, opt_state: PyTree, path: PyTree, optimizer: str, config: Config, key: Array
-) -> dict[str, Any]:
-    """Numerators and denominators of all noise scales at every point of the path, each shape (points, 2)."""
-    rows = jax.random.choice(jax.random.fold_in(key, 2), len(jax.tree.leaves(task.data)[0]), (config.num_examples,))
-    some = jax.tree.map(lambda leaf: leaf[rows], task.data)
-    P = _preconditioner(opt_state, params) if optimizer == "AdamW" else jax.tree.map(jnp.ones_like, params)
-    metrics = {"simple": jax.tree.map(jnp.ones_like, params), "metric P": P, "metric P²": jax.tree.map(jnp.square, P)}
-    found: dict[str, list[Any]] = {name: [] for name in (*metrics, "curvature")}
-    for k in range(config.num_points):
-        here = jax.tree.map(lambda leaf, k=k: jnp.asarray(leaf[k]), path)
-        for name, metric in metrics.items():
-            found[name].append(_parts(task.loss_fn, here, some, jax.tree.map(jnp.sqrt, metric)))
-        law = jaxsgd.hessian_noise_scale(task.loss_fn, here, some, num_probes=config.num_probes, key=key)
-        found["curvature"].append([law.noise_curvature, law.gradient_curvature])
-    return {f"parts/{name}": np.asarray(values, np.float64) for name, values in found.items()}
+def _of(rows: Arrays, name: str) -> float:
+    """B_crit of the geometric means of steps over seeds; or what a predictor, pooled over them too, is of it."""
+    steps = np.exp(np.log(rows["steps"]).mean(axis=0))
+    critical = float(fit_tradeoff(rows["sizes"][0], steps).critical_batch_size)
+    if name == "critical":
+        return critical
+    if name == EXAMPLES:
+        return float(np.exp(np.log(rows[EXAMPLES][:, 0]).mean())) / critical
+    noise, signal = rows[f"parts/{name}"].sum(axis=(0, 1))
+    return float(noise / signal) / critical
 
 
-def _preconditioner(opt_state: PyTree, params: PyTree, decay: float = 0.999, eps: float = 1e-8) -> PyTree:
-    """P = 1/(√v̂ + ε) of Adam."""
-    state = optax.tree_utils.tree_get(opt_state, "nu"), optax.tree_utils.tree_get(opt_state, "count")
-    correction = 1 - decay ** state[1]
-    return jax.tree.map(lambda v, _: 1 / (jnp.sqrt(v / correction) + eps), state[0], params)
+def at_once(rows: Arrays, name: str) -> np.ndarray:
+    """A noise scale at the checkpoint of each seed, infinite where the signal cannot be told from zero."""
+    noise, signal = rows[f"parts/{name}"][:, 0].T
+    return np.where(signal > 0, noise / np.where(signal > 0, signal, 1), np.inf)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _parts(loss_fn: Any, params: PyTree, data: PyTree, root: PyTree) -> Array:
-    """tr DΣ and ḡᵀDḡ for D = root²: those of the loss as a function of φ, at θ + root φ, where φ = 0."""
+def draw(results: Arrays) -> Figure:
+    """Critical batch sizes along training, and what the predictors are of them."""
+    cases = list(grouped(results))
+    figure = page(ncols=2, height_to_width_ratio=0.9)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.9))
+    for place in range(0, len(cases), len(PHASES)):
+        series = cases[place : place + len(PHASES)]
+        values, low, high = np.array([over_seeds(rows, "critical") for rows in series]).T
+        task, optimizer = place // (2 * len(PHASES)), series[0]["optimizer"][0]
+        style = mark(task, line="-" if optimizer == "SGD" else DASHED, hollow=optimizer != "SGD")
+        x = np.arange(len(PHASES)) + 0.05 * (place / len(PHASES) - 1.5)
+        name = f"{series[0]['task'][0]}, {optimizer}"
+        left.errorbar(x, values, [values - low, high - values], label=name, capsize=1.5, elinewidth=0.6, **style)
+    ticks = {"xticks": range(len(PHASES)), "xticklabels": PHASES}
+    panel(left, "measured", y="critical batch size (examples)", log="y", legend="upper left", **ticks)
+    draw_factors(right, cases)
+    return figure
 
-    def moved(phi: PyTree, example: PyTree) -> Array:
-        return loss_fn(jax.tree.map(lambda p, r, f: p + r * f, params, root, phi), example)
 
-    g = jaxsgd.per_example_gradients(moved)(jax.tree.map(jnp.zeros_like, params), data)
-    scale = jaxsgd.noise_scale(g)
-    return jnp.stack([scale.trace_covariance, scale.squared_mean_norm])
+def draw_factors(axes: Any, cases: list[Arrays]) -> None:
+    """A row for each case: the predictors over the measured value."""
+    limits = (0.05, 200.0)
+    heights = -np.arange(len(cases), dtype=float)
+    axes.axvspan(1 / FACTOR, FACTOR, color="0.93", linewidth=0)
+    reference(axes, x=1)
+    shown = {"simple": "pooled", "curvature": "pooled, curvature", "metric P": "pooled, metric of AdamW"}
+    for place, (name, text) in enumerate(shown.items()):
+        rows = [k for k, case in enumerate(cases) if name != "metric P" or case["optimizer"][0] == "AdamW"]
+        values, low, high = np.array([over_seeds(cases[k], name) for k in rows]).T
+        y = heights[rows] + 0.2 * (1 - place)
+        style = mark(place, line="none")
+        axes.errorbar(values, y, xerr=[values - low, high - values], label=text, elinewidth=0.6, **style)
+    for k, case in enumerate(cases):
+        alone = np.clip(at_once(case, "simple") / over_seeds(case, "critical")[0], *limits)
+        y = np.full(len(alone), heights[k] - 0.35)
+        axes.plot(alone, y, "|", color="black", markersize=4, label="one checkpoint, each seed" if k == 0 else None)
+    labels = {"yticks": heights, "yticklabels": [label(case) for case in cases]}
+    legend = {"loc": "upper right"}
+    panel(
+        axes, "predicted", x="noise scale over the critical batch size", log="x", xlim=limits, legend=legend, **labels
+    )
