@@ -46,8 +46,6 @@ class Config(Seeded):
     """Runs from other weights."""
     base_batch_size: int = 128
     """Of the runs to the checkpoints."""
-    num_runs: int = 2
-    """Of each branch."""
     num_points: int = 6
     """Where along a branch noise scales are measured."""
     num_examples: int = 1024
@@ -56,9 +54,7 @@ class Config(Seeded):
     """Of the trace of HΣ."""
 
 
-QUICK = Config(
-    tasks=("digits",), batch_sizes=(8, 32, 128), num_seeds=2, num_runs=1, num_points=3, num_examples=256, num_probes=2
-)
+QUICK = Config(tasks=("digits",), batch_sizes=(8, 32, 128), num_seeds=2, num_points=3, num_examples=256, num_probes=2)
 SUMMARY = (
     "noise scales pooled along a branch are {least_pooled:.2g} to {largest_pooled:.2g} times the critical batch size, "
     "at the checkpoint alone {least_at_once:.2g} to {largest_at_once:.2g} times"
