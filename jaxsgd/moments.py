@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels, sources
-from jaxsgd._core import arrays, devices, loss_functions, meshes, sums, units, validate
+from jaxsgd._core import arrays, devices, loss_functions, meshes, preconditioners, sums, units, validate
 from jaxsgd._core.devices import Shards
 from jaxsgd._core.meshes import on_any_mesh
 
@@ -64,6 +64,29 @@ class GradientMoments:
             raise ValueError("variance must be asked for: gradient_moments(..., per_coordinate=True)")
         divisor = self._divisor(ddof)
         return jax.tree.map(lambda total: total / divisor.astype(total.dtype), self.coordinate_sums)
+
+    @on_any_mesh
+    def in_metric(self, metric: PyTree) -> "GradientMoments":
+        """The moments of √d∘g_i, as :meth:`jaxsgd.PerExampleGradients.in_metric` has them, from those per coordinate.
+
+        Raises:
+            TypeError, ValueError: as there; if the moments were not asked for ``per_coordinate``.
+        """
+        if self.coordinate_sums is None:
+            raise ValueError("metric must be None for moments that are not per coordinate: per_coordinate=True")
+        weights = preconditioners.weights(metric)
+        leaves, structure = jax.tree.flatten(self.mean)
+        validate.like_params(structure, [leaf.shape for leaf in leaves], metric=weights)
+
+        def stretched(tree: PyTree, times: int) -> PyTree:
+            for _ in range(times):
+                tree = jax.tree.map(lambda leaf, s: leaf * s.astype(leaf.dtype), tree, roots)
+            return tree
+
+        roots = preconditioners.roots(weights)
+        coordinates = stretched(self.coordinate_sums, 2)
+        deviations = sums.total([leaf.sum() for leaf in jax.tree.leaves(coordinates)])
+        return GradientMoments(self.count, stretched(self.mean, 1), self.mean_loss, deviations, coordinates)
 
     def _divisor(self, ddof: int) -> Any:
         validate.at_least(0, ddof=ddof)
