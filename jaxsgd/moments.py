@@ -172,19 +172,25 @@ def _as_taken(
 
 
 @on_any_mesh
-def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
+def of(g: kernels.PerExampleGradients | GradientMoments, *, metric: PyTree | None = None) -> GradientMoments:
     """The moments of per-example gradients that are at hand; moments are returned as they are.
 
     Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
+    Args:
+        g: the gradients, or their moments.
+        metric: in which metric they are meant, as ``in_metric`` of both takes it.
+
     Raises:
         TypeError: if ``g`` is neither.
-        ValueError: if a gradient is not finite.
+        ValueError: if a gradient is not finite; if the metric is none of these parameters.
     """
+    if not isinstance(g, kernels.PerExampleGradients | GradientMoments):
+        raise TypeError(f"g must be per-example gradients or their moments, got {validate.describe(g)}")
+    if metric is not None:
+        g = g.in_metric(metric)
     if isinstance(g, GradientMoments):
         return g
-    if not isinstance(g, kernels.PerExampleGradients):
-        raise TypeError(f"g must be per-example gradients or their moments, got {validate.describe(g)}")
     m = _of(g, False)
     if not _is_ordinary(m):
         kernels.require_finite(g)

@@ -44,14 +44,16 @@ KINDS = {
 _WITHOUT_EFFECT = {"ScaleByScheduleState"}  # on the direction of an update
 
 
-def preconditioner(state: Any, *, b2: Any = None, eps: Any = None, eps_root: Any = None) -> PyTree:
+def preconditioner(name: str, state: Any, *, b2: Any = None, eps: Any = None, eps_root: Any = None) -> PyTree:
     """P_j = 1/(√(v_j + ``eps_root``) + ``eps``), a pytree like the parameters; ``b2`` is the rate at which v forgets.
+
+    The state is called ``name`` in errors.
 
     Raises:
         ValueError: if there is no optimizer that has such a P in the state, more than one, one of some of the
             parameters only, or one that has taken no step.
     """
-    node, injected = _only_one(state)
+    node, injected = _only_one(name, state)
     kind = KINDS[type(node).__name__]
     names = {"eps_root": "eps_root"} | {"eps": kind.injected}
     settings = {"eps": kind.eps, "eps_root": kind.eps_root}
@@ -76,7 +78,8 @@ def weights(metric: Any) -> PyTree:
         TypeError, ValueError: if they are no floating-point arrays, or one that is known is not positive and finite.
     """
     if any(map(_is_of_optax, jax.tree.leaves(metric, is_leaf=_is_of_optax))):
-        metric = jax.tree.map(jnp.square, preconditioner(metric))
+        metric = jax.tree.map(jnp.square, preconditioner("metric", metric))
+    metric = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, metric)
     validate.floating_leaves(metric=metric)
     for path, leaf in jax.tree_util.tree_leaves_with_path(metric):
         if isinstance(leaf, jax.core.Tracer):
@@ -96,27 +99,27 @@ def roots(weights: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.sqrt(accumulated(jnp.asarray(leaf))), weights)
 
 
-def _only_one(state: Any) -> tuple[Any, dict[str, Any]]:
+def _only_one(name: str, state: Any) -> tuple[Any, dict[str, Any]]:
     """The part of the state that has second moments, and the settings that were injected there."""
     found = [*_parts(state, {})]
-    names = [type(node).__name__ for node, _ in found]
-    if "ScaleByLionState" in names:
+    kinds = [type(node).__name__ for node, _ in found]
+    if "ScaleByLionState" in kinds:
         raise ValueError(
-            "metric must not be a state of Lion, whose signs depend on variances that it does not hold: pass "
-            "noise.sign_metric(g.variance(ddof=1))"
+            f"{name} must not be a state of Lion, whose signs depend on variances that it does not hold: pass "
+            "metric=noise.sign_metric(g.variance(ddof=1))"
         )
-    others = [name for name in names if name not in KINDS]
-    if others or len(names) != 1:
+    others = [kind for kind in kinds if kind not in KINDS]
+    if others or len(kinds) != 1:
         raise ValueError(
-            f"metric must be the state of one of Adam, AMSGrad, RMSProp and Adagrad, or a pytree of weights, got "
-            f"{f'a state of {others[0]}' if others else f'a state with {len(names)} of them'}"
+            f"{name} must be the state of one of Adam, AMSGrad, RMSProp and Adagrad, which divide coordinates, got "
+            f"{f'a state of {others[0]}' if others else f'a state with {len(kinds)} of them'}"
         )
     ((node, injected),) = found
-    moments = jax.tree.leaves(getattr(node, KINDS[names[0]].moments), is_leaf=_is_masked)
+    moments = jax.tree.leaves(getattr(node, KINDS[kinds[0]].moments), is_leaf=_is_masked)
     if any(map(_is_masked, moments)):
-        raise ValueError("metric must be the state of an optimizer of all parameters, got one with some masked")
+        raise ValueError(f"{name} must be the state of an optimizer of all parameters, got one with some masked")
     if not any(isinstance(v, jax.core.Tracer) or jnp.any(v > 0) for v in moments):
-        raise ValueError("metric must be the state of an optimizer after a step: all second moments are 0")
+        raise ValueError(f"{name} must be the state of an optimizer after a step: all second moments are 0")
     return node, injected
 
 

@@ -84,9 +84,7 @@ def variance_curve(
     >>> variance_curve(moments.gradient_moments(loss_fn, params, data)).variance.tolist()
     [15.75, 5.25, 1.75, 0.0]
     """
-    m = moments.of(g)
-    if metric is not None:
-        m = moments.of(g.in_metric(metric))
+    m = moments.of(g, metric=metric)
     population_size = int(m.count)
     sizes = _batch_sizes(batch_sizes, population_size)
     validate.one_of(tuple(_FULL_SIZE_DESIGNS), design=design)

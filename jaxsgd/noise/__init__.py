@@ -13,7 +13,7 @@ where the noise along the mean gradient is smaller than elsewhere, up to 1.5 tim
 
 An optimizer that takes another step than ĝ itself has noise of its own: ``optimizer_metric`` has the metric of one that
 divides every coordinate by a number, for ``metric=``, and ``sign_metric`` that of signs. Momentum is no metric, and
-changes B by nothing: see :func:`jaxsgd.dynamics.step_law`.
+leaves B as it is: see :func:`jaxsgd.dynamics.momentum_law`.
 """
 
 from jaxsgd._core.faces import at_home

@@ -24,7 +24,7 @@ def optimizer_metric(
 
     Args:
         state: of the optimizer, alone or in ``chain``, ``MultiSteps``, ``inject_hyperparams`` and others that hold it.
-            That of Adamax, whose P is 1/nu, is not told from Adam's: give the weights themselves.
+            Those of Adamax and LAMB, whose P are others, are not told from Adam's: give the weights themselves.
         of: "update", D = P²: how noisy is the update itself, E‖P(ĝ − ḡ)‖² against ‖Pḡ‖²? "decrease", D = P: how much of
             the decrease of the loss does noise take, to second order in the step, where the Hessian is near P⁻¹?
         b2: the rate at which Adam's, or a bias-corrected RMSProp's, v forgets: what was injected, else 0.999 or 0.9.
@@ -39,10 +39,10 @@ def optimizer_metric(
             that has taken no step, or another whose updates have no such metric, as Lion's.
 
     >>> import optax
-    >>> adam, g = optax.adam(0.1), jnp.asarray([2.0, 4.0])
-    >>> [round(float(weight), 4) for weight in optimizer_metric(adam.update(g, adam.init(g))[1])]
-    [0.25, 0.0625]
+    >>> rmsprop, g = optax.rmsprop(0.1, decay=0.75), jnp.asarray([2.0, 4.0])
+    >>> [round(float(weight), 4) for weight in optimizer_metric(rmsprop.update(g, rmsprop.init(g))[1])]
+    [1.0, 0.25]
     """
     validate.one_of(("update", "decrease"), of=of)
-    P = preconditioners.preconditioner(state, b2=b2, eps=eps, eps_root=eps_root)
+    P = preconditioners.preconditioner("state", state, b2=b2, eps=eps, eps_root=eps_root)
     return jax.tree.map(jnp.square, P) if of == "update" else P
