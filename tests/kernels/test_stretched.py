@@ -17,10 +17,12 @@ from tests.support.registry import gradients_given, measured, quick, skewed
 
 
 def scales_like(params: Any) -> Any:
-    """Unequal numbers of either sign, and a zero."""
-    return jax.tree.map(
-        lambda p: (1.5 * jnp.cos(2 * jnp.arange(p.size, dtype=float))).reshape(p.shape).astype(p.dtype), params
-    )
+    """Unequal numbers of either sign."""
+
+    def of(p: jax.Array) -> jax.Array:
+        return 1.5 * jnp.cos(2 * jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape)
+
+    return jax.tree.map(of, params)
 
 
 def statistics(g: jaxsgd.PerExampleGradients, direction: Any) -> dict[str, Any]:
@@ -80,10 +82,7 @@ def check(found: dict[str, Any], rows: np.ndarray, scales: Any, direction: Any) 
         assert_close(flat(found[name]), value.reshape(-1), scale)
 
 
-QUICK_MODELS = {"tanh", "conv_small_output", "embedding", "penalized"}
-
-
-@pytest.mark.parametrize("name", quick(MODELS, QUICK_MODELS))
+@pytest.mark.parametrize("name", quick(MODELS, {"conv_small_output"}))
 def test_statistics_equal_those_of_the_gradients_themselves(name: str) -> None:
     """Catches scales at the wrong place of a layout, applied to a shared part twice, or to one side of a product."""
     loss_fn, params, batch, _ = MODELS[name]()
