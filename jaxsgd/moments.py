@@ -11,7 +11,7 @@ parts are merged once, at the end.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -67,26 +67,10 @@ class GradientMoments:
 
     @on_any_mesh
     def in_metric(self, metric: PyTree) -> "GradientMoments":
-        """The moments of √d∘g_i, as :meth:`jaxsgd.PerExampleGradients.in_metric` has them, from those per coordinate.
-
-        Raises:
-            TypeError, ValueError: as there; if the moments were not asked for ``per_coordinate``.
-        """
-        if self.coordinate_sums is None:
-            raise ValueError("metric must be None for moments that are not per coordinate: per_coordinate=True")
-        weights = preconditioners.weights(metric)
-        leaves, structure = jax.tree.flatten(self.mean)
-        validate.like_params(structure, [leaf.shape for leaf in leaves], metric=weights)
-
-        def stretched(tree: PyTree, times: int) -> PyTree:
-            for _ in range(times):
-                tree = jax.tree.map(lambda leaf, s: leaf * s.astype(leaf.dtype), tree, roots)
-            return tree
-
-        roots = preconditioners.roots(weights)
-        coordinates = stretched(self.coordinate_sums, 2)
+        """The moments of √d∘g_i, from those per coordinate, as ``PerExampleGradients.in_metric`` has them."""
+        mean, coordinates = preconditioners.moments_in(metric, self.mean, self.coordinate_sums)
         deviations = sums.total([leaf.sum() for leaf in jax.tree.leaves(coordinates)])
-        return GradientMoments(self.count, stretched(self.mean, 1), self.mean_loss, deviations, coordinates)
+        return replace(self, mean=mean, sum_squared_deviations=deviations, coordinate_sums=coordinates)
 
     def _divisor(self, ddof: int) -> Any:
         validate.at_least(0, ddof=ddof)
@@ -173,17 +157,13 @@ def _as_taken(
 
 @on_any_mesh
 def of(g: kernels.PerExampleGradients | GradientMoments, *, metric: PyTree | None = None) -> GradientMoments:
-    """The moments of per-example gradients that are at hand; moments are returned as they are.
+    """The moments of per-example gradients that are at hand; moments are returned as they are, but for a ``metric``.
 
     Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
-    Args:
-        g: the gradients, or their moments.
-        metric: in which metric they are meant, as ``in_metric`` of both takes it.
-
     Raises:
         TypeError: if ``g`` is neither.
-        ValueError: if a gradient is not finite; if the metric is none of these parameters.
+        ValueError: if a gradient is not finite; of a ``metric``, as ``in_metric`` of either.
     """
     if not isinstance(g, kernels.PerExampleGradients | GradientMoments):
         raise TypeError(f"g must be per-example gradients or their moments, got {validate.describe(g)}")
@@ -243,7 +223,7 @@ def _add(running: _Running, part: GradientMoments) -> _Running:
         if part.coordinate_sums is None
         else jax.tree.map(lambda new, d: new + weigh(overlap, d**2), part.coordinate_sums, delta),
     )
-    pairs = jax.tree.map(lambda old, rest, gain: _two_sum(old, rest + gain), total, lost, gains)
+    pairs = jax.tree.map(lambda old, rest, gain: sums.two_sum(old, rest + gain), total, lost, gains)
     return _Running(*jax.tree.transpose(jax.tree.structure(total), jax.tree.structure((0, 0)), pairs))
 
 
@@ -251,13 +231,6 @@ def _countable(count: int) -> None:
     """Raise if there are more examples than an integer of JAX's counts, 2³¹ − 1 without x64."""
     dtype = jnp.asarray(0).dtype
     validate.at_most(int(np.iinfo(dtype).max), f"what {dtype} counts,", **{"the number of examples": count})
-
-
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded sum of two numbers, and what rounding took from it (D. E. Knuth; Dekker, 1971)."""
-    total = a + b
-    of_b = total - a
-    return total, (a - (total - of_b)) + (b - of_b)
 
 
 class _Pass:

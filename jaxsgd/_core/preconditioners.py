@@ -99,6 +99,24 @@ def roots(weights: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.sqrt(accumulated(jnp.asarray(leaf))), weights)
 
 
+def moments_in(metric: Any, mean: PyTree, coordinate_sums: PyTree) -> tuple[PyTree, PyTree]:
+    """The mean of √d∘g_i, and the sums of their squared deviations, coordinate by coordinate.
+
+    Raises:
+        TypeError, ValueError: as :func:`weights`; if the weights are not like the mean, or there are no such sums.
+    """
+    if coordinate_sums is None:
+        raise ValueError("metric must be None for moments that are not per coordinate: per_coordinate=True")
+    given = weights(metric)
+    leaves, structure = jax.tree.flatten(mean)
+    validate.like_params(structure, [leaf.shape for leaf in leaves], metric=given)
+
+    def times_roots(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf, root: leaf * root.astype(leaf.dtype), tree, roots(given))
+
+    return times_roots(mean), times_roots(times_roots(coordinate_sums))
+
+
 def _only_one(name: str, state: Any) -> tuple[Any, dict[str, Any]]:
     """The part of the state that has second moments, and the settings that were injected there."""
     found = [*_parts(state, {})]
