@@ -63,8 +63,7 @@ def noise_scale(
 
     Raises:
         TypeError, ValueError: if there are fewer than two examples (of a population of more than one), or more than
-            ``population_size``; if another argument is out of its range; if a gradient is not finite; if there is a
-            ``metric`` for moments that are not per coordinate.
+            ``population_size``; if another argument is out of its range; if a gradient is not finite.
 
     >>> from jaxsgd import problems
     >>> loss_fn, params, data = problems.line_fit()
