@@ -11,7 +11,7 @@ parts are merged once, at the end.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsgd import kernels, sources
-from jaxsgd._core import arrays, devices, loss_functions, meshes, sums, units, validate
+from jaxsgd._core import arrays, devices, loss_functions, meshes, preconditioners, sums, units, validate
 from jaxsgd._core.devices import Shards
 from jaxsgd._core.meshes import on_any_mesh
 
@@ -64,6 +64,13 @@ class GradientMoments:
             raise ValueError("variance must be asked for: gradient_moments(..., per_coordinate=True)")
         divisor = self._divisor(ddof)
         return jax.tree.map(lambda total: total / divisor.astype(total.dtype), self.coordinate_sums)
+
+    @on_any_mesh
+    def in_metric(self, metric: PyTree) -> "GradientMoments":
+        """The moments of √d∘g_i, from those per coordinate, as ``PerExampleGradients.in_metric`` has them."""
+        mean, coordinates = preconditioners.moments_in(metric, self.mean, self.coordinate_sums)
+        deviations = sums.total([leaf.sum() for leaf in jax.tree.leaves(coordinates)])
+        return replace(self, mean=mean, sum_squared_deviations=deviations, coordinate_sums=coordinates)
 
     def _divisor(self, ddof: int) -> Any:
         validate.at_least(0, ddof=ddof)
@@ -149,19 +156,21 @@ def _as_taken(
 
 
 @on_any_mesh
-def of(g: kernels.PerExampleGradients | GradientMoments) -> GradientMoments:
-    """The moments of per-example gradients that are at hand; moments are returned as they are.
+def of(g: kernels.PerExampleGradients | GradientMoments, *, metric: PyTree | None = None) -> GradientMoments:
+    """The moments of per-example gradients that are at hand; moments are returned as they are, but for a ``metric``.
 
     Rounding takes ε mean/noise (:mod:`jaxsgd.kernels`).
 
     Raises:
         TypeError: if ``g`` is neither.
-        ValueError: if a gradient is not finite.
+        ValueError: if a gradient is not finite; of a ``metric``, as ``in_metric`` of either.
     """
+    if not isinstance(g, kernels.PerExampleGradients | GradientMoments):
+        raise TypeError(f"g must be per-example gradients or their moments, got {validate.describe(g)}")
+    if metric is not None:
+        g = g.in_metric(metric)
     if isinstance(g, GradientMoments):
         return g
-    if not isinstance(g, kernels.PerExampleGradients):
-        raise TypeError(f"g must be per-example gradients or their moments, got {validate.describe(g)}")
     m = _of(g, False)
     if not _is_ordinary(m):
         kernels.require_finite(g)
@@ -214,7 +223,7 @@ def _add(running: _Running, part: GradientMoments) -> _Running:
         if part.coordinate_sums is None
         else jax.tree.map(lambda new, d: new + weigh(overlap, d**2), part.coordinate_sums, delta),
     )
-    pairs = jax.tree.map(lambda old, rest, gain: _two_sum(old, rest + gain), total, lost, gains)
+    pairs = jax.tree.map(lambda old, rest, gain: sums.two_sum(old, rest + gain), total, lost, gains)
     return _Running(*jax.tree.transpose(jax.tree.structure(total), jax.tree.structure((0, 0)), pairs))
 
 
@@ -222,13 +231,6 @@ def _countable(count: int) -> None:
     """Raise if there are more examples than an integer of JAX's counts, 2³¹ − 1 without x64."""
     dtype = jnp.asarray(0).dtype
     validate.at_most(int(np.iinfo(dtype).max), f"what {dtype} counts,", **{"the number of examples": count})
-
-
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded sum of two numbers, and what rounding took from it (D. E. Knuth; Dekker, 1971)."""
-    total = a + b
-    of_b = total - a
-    return total, (a - (total - of_b)) + (b - of_b)
 
 
 class _Pass:

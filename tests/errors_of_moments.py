@@ -135,6 +135,16 @@ CASES: list[Case] = [
         "second must have per-coordinate sums if and only if first does",
         lambda *_: merged(True, False),
     ),
+    (
+        ValueError,
+        "metric must be None for moments that are not per coordinate: per_coordinate=True",
+        lambda *_: jaxsgd.noise_scale(moments.of(G), metric=G.mean()),
+    ),
+    (
+        ValueError,
+        "metric must have the shapes of params, but metric['m'] has shape (2,), not ()",
+        lambda *_: merged(True, True).in_metric({"m": jnp.ones(2), "b": ONE}),
+    ),
     # Through those who call it.
     (
         TypeError,

@@ -37,6 +37,13 @@ def examples_at_a_time(products: int) -> int:
     return max(1, budget // max(products, 1))
 
 
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rounded sum of two numbers, and what rounding took from it (D. E. Knuth; Dekker, 1971)."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
+
+
 def squared_norm(tree: Any) -> Array:
     """‖v‖² of a pytree v."""
     return total([jnp.sum(accumulated(leaf) ** 2) for leaf in jax.tree.leaves(tree)])

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float64, Int
+from jaxtyping import Array, Float64, Int, PyTree
 
 from jaxsgd import designs, kernels, moments
 from jaxsgd._core import devices, validate
@@ -61,6 +61,7 @@ def variance_curve(
     batch_sizes: Sequence[int] | Int[np.ndarray, " b"] | None = None,
     *,
     design: DesignName = "without_replacement",
+    metric: PyTree | None = None,
 ) -> VarianceCurve:
     """The exact tr Cov ĝ at every batch size, from one number: tr Σ.
 
@@ -71,16 +72,19 @@ def variance_curve(
         g: the moments of the population's gradients, or the gradients.
         batch_sizes: which M in 1..N; all of them by default.
         design: "without_replacement" or "with_replacement".
+        metric: D, for tr D Cov ĝ: positive weights, a pytree like ``params``, or the Optax state of an optimizer that
+            divides coordinates, as :func:`jaxsgd.noise_scale` takes them.
 
     Raises:
-        TypeError, ValueError: if a batch size is not an integer in 1..N, or the design is unknown.
+        TypeError, ValueError: if a batch size is not an integer in 1..N, or the design is unknown; if there is a
+            ``metric`` for moments that are not per coordinate.
 
     >>> from jaxsgd import problems
     >>> loss_fn, params, data = problems.line_fit()
     >>> variance_curve(moments.gradient_moments(loss_fn, params, data)).variance.tolist()
     [15.75, 5.25, 1.75, 0.0]
     """
-    m = moments.of(g)
+    m = moments.of(g, metric=metric)
     population_size = int(m.count)
     sizes = _batch_sizes(batch_sizes, population_size)
     validate.one_of(tuple(_FULL_SIZE_DESIGNS), design=design)

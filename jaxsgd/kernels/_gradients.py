@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsgd._core import memory, validate
+from jaxsgd._core import memory, preconditioners, validate
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd._core.sums import accumulated, accumulation_dtype, total
 from jaxsgd._core.tables import si, table
@@ -179,6 +179,33 @@ class PerExampleGradients:
         c = jnp.asarray(number, self.losses().dtype)
         factors = tuple(factor.times(c) for factor in self.factors)
         return PerExampleGradients(self.losses() * c, self.structure, factors, self.rules)
+
+    @statistic(like_params, per_example=True)
+    def stretched(self, scales: PyTree) -> "PerExampleGradients":
+        """The gradients s∘g_i, coordinate by coordinate, for ``scales`` s, a pytree like ``params``; the same losses.
+
+        They are those with respect to φ of θ = θ₀ + s∘φ, and every statistic of them is found from factors too.
+        """
+        leaves = zip(self.factors, jax.tree.leaves(scales), strict=True)
+        factors = tuple(factor.stretched(jnp.asarray(leaf)) for factor, leaf in leaves)
+        return PerExampleGradients(self.example_losses, self.structure, factors, self.rules)
+
+    @partial(on_any_mesh, per_example=True)
+    def in_metric(self, metric: PyTree) -> "PerExampleGradients":
+        """The gradients √d∘g_i, whose statistics are those of the g_i under the metric ⟨u, v⟩ = Σ_j d_j u_j v_j.
+
+        Args:
+            metric: d, a pytree like ``params`` of positive weights, or the Optax state of an optimizer that has one, of
+                which :func:`jaxsgd.noise.optimizer_metric` takes the metric of its updates.
+
+        Raises:
+            TypeError, ValueError: if a weight is not positive and finite, the weights are not like ``params``, or there
+                is no metric in the state.
+        """
+        require_one_batch(self)
+        weights = preconditioners.weights(metric)
+        like_params(self, metric=weights)
+        return self.stretched(preconditioners.roots(weights))
 
     @statistic(kept_and_alike, per_example=True)
     def minus(self, other: "PerExampleGradients", coefficient: Any = 1.0) -> "PerExampleGradients":

@@ -4,7 +4,7 @@ For models and batches of which even the factors are more than memory holds.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,10 +32,14 @@ from jaxsgd.kernels.factors import WithSharedPart
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RecomputedGradients(PerExampleGradients):
-    """The gradients of n examples, computed ``chunk_size`` examples at a time whenever a statistic is asked for."""
+    """The gradients of n examples, computed ``chunk_size`` examples at a time whenever a statistic is asked for.
+
+    Where they are stretched, ``scales`` is by what, a pytree like ``params``.
+    """
 
     params: Any = None
     batch: Any = None
+    scales: Any = None
     loss_fn: Any = field(default=None, metadata={"static": True})
     chunk_size: int = field(default=1, metadata={"static": True})
 
@@ -43,7 +47,7 @@ class RecomputedGradients(PerExampleGradients):
     def take(self, some: Any) -> "RecomputedGradients":
         batch = jax.tree.map(lambda leaf: leaf[some], self.batch)
         chunk_size = min(self.chunk_size, len(jax.tree.leaves(batch)[0]))
-        return recomputed(self.loss_fn, self.params, batch, chunk_size)
+        return replace(recomputed(self.loss_fn, self.params, batch, chunk_size), scales=self.scales)
 
     def explain(self) -> str:
         """What is kept of every chunk."""
@@ -119,7 +123,15 @@ class RecomputedGradients(PerExampleGradients):
 
     @statistic(one_number_each, per_example=True)
     def scaled(self, scales: Float[Array, " n"]) -> "RecomputedGradients":
-        return recomputed(ScaledLoss(self.loss_fn), self.params, (self.batch, scales), self.chunk_size)
+        scaled = recomputed(ScaledLoss(self.loss_fn), self.params, (self.batch, scales), self.chunk_size)
+        return replace(scaled, scales=self.scales)
+
+    @statistic(like_params, per_example=True)
+    def stretched(self, scales: PyTree) -> "RecomputedGradients":
+        own = jax.tree.map(lambda leaf: accumulated(jnp.asarray(leaf)), scales)
+        if self.scales is not None:
+            own = jax.tree.map(lambda s, t: s * t.astype(s.dtype), self.scales, own)
+        return replace(self, scales=own)
 
     @statistic(per_example=True)
     def times(self, number: Any) -> "RecomputedGradients":
@@ -186,7 +198,8 @@ class RecomputedGradients(PerExampleGradients):
 
     def _of_chunk(self, statistic: Callable[..., Any], chunk: tuple[PyTree, tuple[Array, ...]]) -> Any:
         batch, arrays = chunk
-        return statistic(trace_batch(self.loss_fn, self.params, batch), *arrays)
+        g = trace_batch(self.loss_fn, self.params, batch)
+        return statistic(g if self.scales is None else g.stretched(self.scales), *arrays)
 
 
 def _difference(mean: PyTree, center: PyTree, rest: PyTree) -> PyTree:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+from jaxtyping import PyTree
+
 from jaxsgd import kernels
 from jaxsgd._core import validate
 from jaxsgd._core.meshes import on_any_mesh
@@ -18,6 +20,7 @@ def noise_scale(
     confidence_level: float = 0.95,
     interval: Literal["score", "fieller", "jackknife"] = "score",
     by: None = None,
+    metric: PyTree | None = None,
 ) -> NoiseScale: ...
 @overload
 def noise_scale(
@@ -27,6 +30,7 @@ def noise_scale(
     confidence_level: float = 0.95,
     interval: Literal["score", "fieller", "jackknife"] = "score",
     by: By,
+    metric: PyTree | None = None,
 ) -> NoiseScales: ...
 @on_any_mesh
 def noise_scale(
@@ -36,6 +40,7 @@ def noise_scale(
     confidence_level: float = 0.95,
     interval: Literal["score", "fieller", "jackknife"] = "score",
     by: By | None = None,
+    metric: PyTree | None = None,
 ) -> NoiseScale | NoiseScales:
     """Estimate the noise scale of the population that m examples were drawn from, at one θ or along a run.
 
@@ -53,6 +58,8 @@ def noise_scale(
             should from a multiple of B examples on.
         by: groups of parameters, of which :class:`NoiseScales` has one each: how many parts of paths such as
             "encoder/norm/scale" tell groups apart, a list of prefixes, or a function from paths to names, or None.
+        metric: D, a pytree like ``params`` of positive weights, for tr DΣ/ḡᵀDḡ with its interval: noise as an optimizer
+            that divides coordinates feels it. The Optax state of one stands for ``optimizer_metric(state)``.
 
     Raises:
         TypeError, ValueError: if there are fewer than two examples (of a population of more than one), or more than
@@ -73,6 +80,10 @@ def noise_scale(
         raise ValueError(f'gradients must be of one batch, or of several with interval="score", got {len(several)}')
     for each in several:
         require_examples(each, population_size)
+    if metric is not None:
+        several = [each.in_metric(metric) for each in several]
+        for each in several:
+            require_examples(each, population_size)
     total = estimated(several, population_size, confidence_level, interval)
     if by is None:
         return total

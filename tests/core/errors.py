@@ -10,11 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxsgd._core import files, libraries
-from tests.support.error_helpers import Case, written
+from jaxsgd import noise
+from jaxsgd._core import files, libraries, preconditioners
+from tests.support.error_helpers import ONE, Case, written
 
 
 def stored(folder: Path, write: Callable[[Path], Any]) -> Any:
@@ -70,7 +74,61 @@ def hidden_library(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     importlib.reload(libraries)
 
 
+def state_of(optimizer: Any, params: Any = None, *, steps: int = 1) -> Any:
+    """The state of an optimizer after some steps along the same gradient."""
+    params = {"w": jnp.ones(2)} if params is None else params
+    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):  # Adam counts its steps in integers
+        for _ in range(steps):
+            _, state = optimizer.update(params, state, params)
+    return state
+
+
 CASES: list[Case] = [
+    (
+        ValueError,
+        "metric must be positive and finite, got 0.0 at (1,) in metric['w']",
+        lambda *_: preconditioners.weights({"w": jnp.asarray([1.0, 0.0])}),
+    ),
+    (
+        ValueError,
+        "metric must be positive and finite, got nan at () in metric",
+        lambda *_: preconditioners.weights(float("nan")),
+    ),
+    (
+        ValueError,
+        "metric must not be a state of Lion, whose signs depend on variances that it does not hold: pass "
+        "metric=noise.sign_metric(g.variance(ddof=1))",
+        lambda *_: preconditioners.weights(state_of(optax.lion(0.1))),
+    ),
+    (
+        ValueError,
+        "metric must be the state of one of Adam, AMSGrad, RMSProp and Adagrad, which divide coordinates, got a state "
+        "with 0 of them",
+        lambda *_: preconditioners.weights(state_of(optax.sgd(0.1))),
+    ),
+    (
+        ValueError,
+        "state must be the state of one of Adam, … got a state with 2 of them",
+        lambda *_: noise.optimizer_metric(state_of(optax.chain(optax.scale_by_rms(), optax.scale_by_rss()))),
+    ),
+    (
+        ValueError,
+        "state must be the state of one of Adam, … got a state of ScaleByBeliefState",
+        lambda *_: noise.optimizer_metric(state_of(optax.adabelief(0.1))),
+    ),
+    (
+        ValueError,
+        "metric must be the state of an optimizer of all parameters, got one with some masked",
+        lambda *_: preconditioners.weights(
+            state_of(optax.masked(optax.adam(0.1), {"a": True, "b": False}), {"a": ONE, "b": ONE})
+        ),
+    ),
+    (
+        ValueError,
+        "metric must be the state of an optimizer after a step: all second moments are 0",
+        lambda *_: preconditioners.weights(state_of(optax.adam(0.1), steps=0)),
+    ),
     (
         ImportError,
         "optax.py in … must not hide the libraries of these names, which are needed: rename the files, or run `jaxsgd`",

@@ -81,6 +81,21 @@ CASES: list[Case] = [
     ),
     (
         ValueError,
+        "metric must have the structure of params, PyTreeDef({'b': *, 'm': *}), got PyTreeDef(*)",
+        lambda *_: jaxsgd.noise_scale(G, metric=2.0),
+    ),
+    (
+        TypeError,
+        "metric must be real floating-point arrays, but metric['b'] has dtype int64",
+        lambda *_: G.in_metric({"b": jnp.asarray(1), "m": ONE}),
+    ),
+    (
+        ValueError,
+        "scales must have the shapes of params, but scales['m'] has shape (2,), not ()",
+        lambda *_: G.stretched({"m": jnp.ones(2), "b": ONE}),
+    ),
+    (
+        ValueError,
         "other must hold gradients of the same parameters and of as many examples",
         lambda *_: G.minus(PAIR),
     ),

@@ -44,6 +44,7 @@ class Given:
         self.n = len(jax.tree.leaves(data)[0])
         self.dtype = jax.tree.leaves(params)[0].dtype
         self.ones, self.strata = jnp.ones(self.n, self.dtype), np.arange(self.n) % 7
+        self.metric = jax.tree.map(lambda leaf: 1 + jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape), params)
 
     def gradients(self, factor: float = 1.0) -> Any:
         params = jax.tree.map(lambda leaf: leaf * factor, self.params)
@@ -207,6 +208,8 @@ EVERY: dict[str, Statistic] = {
     "PerExampleGradients.scaled": Statistic(lambda c: {2: c.h.total_deviation()}),
     "PerExampleGradients.times": Statistic(lambda c: {2: c.g.times(0.5).total_deviation()}),
     "PerExampleGradients.minus": Statistic(lambda c: {2: c.g.minus(c.h).squared_norms()}),
+    "PerExampleGradients.stretched": Statistic(lambda c: {2: c.g.stretched(c.metric).squared_deviations()}),
+    "PerExampleGradients.in_metric": Statistic(lambda c: {2: c.g.in_metric(c.metric).total_deviation()}),
     "PerExampleGradients.second_moment": Statistic(lambda c: {2: c.g.second_moment()}),
     "PerExampleGradients.total_deviation": Statistic(lambda c: {2: c.g.total_deviation()}),
     "PerExampleGradients.weighted_deviation": Statistic(lambda c: {2: c.g.weighted_deviation(c.ones)}),
@@ -231,6 +234,7 @@ EVERY: dict[str, Statistic] = {
         lambda c: _noise_scale(noise.noise_scale(c.g, population_size=10 * c.n, interval="fieller"))
     ),
     "noise.noise_scale jackknife": Statistic(lambda c: _noise_scale(noise.noise_scale(c.g, interval="jackknife"))),
+    "noise.noise_scale in a metric": Statistic(lambda c: _noise_scale(noise.noise_scale(c.g, metric=c.metric))),
     "noise.noise_scale of all": Statistic(lambda c: {0: noise.noise_scale(c.g, population_size=c.n).value}),
     "noise.noise_scale of moments": Statistic(lambda c: {0: noise.noise_scale(c.m, population_size=HUGE).value}),
     "noise.noise_scale_law": Statistic(
@@ -275,6 +279,9 @@ EVERY: dict[str, Statistic] = {
     "estimators.merge": Statistic(_merged_draws),
     "estimators.monte_carlo_curve": Statistic(lambda c: _curve(c, "without_replacement")),
     "estimators.variance_curve": Statistic(lambda c: {2: estimators.variance_curve(c.m, [1, 3, c.n // 2]).variance}),
+    "estimators.variance_curve metric": Statistic(
+        lambda c: {2: estimators.variance_curve(c.m, [3], metric=c.metric).variance}
+    ),
     "estimators.squared_error_law": Statistic(_law),
     "estimators.batch_loss_gradient": Statistic(_batch_loss),
     "estimators.compare": Statistic(_sizes_of_variance),
@@ -342,33 +349,28 @@ EVERY: dict[str, Statistic] = {
     "additivity.check_accumulation": Statistic(_accumulation),
 }
 
-_BY_NOISE_SCALE = "of a noise scale that is given"
-_NO_NUMBERS = "makes or describes, and computes no statistic"
 NOT_OF_GRADIENTS = {
     "PerExampleGradients.losses": "the losses",
-    "PerExampleGradients.explain": _NO_NUMBERS,
     "kernels.per_example_gradients": "in every call",
-    "kernels.is_cheaply_factored": _NO_NUMBERS,
     "kernels.trace_batch": "in every call",
     "kernels.unit": "of gradients that were found to be finite",
-    "kernels.with_keys": _NO_NUMBERS,
     "noise.variance_factor": "of two sizes",
     "noise.pair_sums": "in the call of noise.mean_fourth_power",
-    "batch_size.adascale_gain": _BY_NOISE_SCALE,
-    "batch_size.critical_batch_size": _BY_NOISE_SCALE,
-    "batch_size.relative_cost": _BY_NOISE_SCALE,
-    "batch_size.steps_to_target": "of curves of training",
-    "batch_size.fit_tradeoff": "of curves of training",
+    "noise.optimizer_metric": "of the state of an optimizer",
+    "noise.sign_metric": "of variances that are given",
+    "noise.expected_sign": "of means and variances that are given",
+    **dict.fromkeys(["batch_size.steps_to_target", "batch_size.fit_tradeoff"], "of curves of training"),
     "estimators.enumerate_data_sets": "of rational numbers",
     "estimators.population_factors": "of a design",
     "tails.kesten_index": "of curvatures",
-    "monitors.full_gradient_cosine": "of gradients of a run",
     "monitors.noise_moments": "of three sums, whose difference it is",
-    "monitors.two_batch_noise_scale": "of gradients of a run",
-    "monitors.observe": _NO_NUMBERS,
-    "monitors.observed": _NO_NUMBERS,
-    "monitors.readings": _NO_NUMBERS,
+    **dict.fromkeys(["monitors.full_gradient_cosine", "monitors.two_batch_noise_scale"], "of gradients of a run"),
 }
+_SIZES = ["batch_size.adascale_gain", "batch_size.critical_batch_size", "batch_size.relative_cost"]
+NOT_OF_GRADIENTS |= dict.fromkeys(_SIZES, "of a noise scale that is given")
+_OTHERS = ["PerExampleGradients.explain", "kernels.is_cheaply_factored", "kernels.with_keys"]
+_OTHERS += [f"monitors.{name}" for name in ("observe", "observed", "readings")]
+NOT_OF_GRADIENTS |= dict.fromkeys(_OTHERS, "makes or describes, and computes no statistic")
 MODULES = ["kernels", "moments", "noise", "batch_size", "signal_to_noise", "estimators", "model_agnostic", "surfaces"]
 MODULES += ["variance_reduction", "tails", "monitors", "checks", "additivity"]
 MODULES_WITHOUT_GRADIENTS = {"sweeps": "runs", "training": "runs", "tracking": "files", "shell": "signals"}

@@ -146,6 +146,9 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "weighted_sum": lambda params, data: gradients(params, data).weighted_sum(data["y"]),
     "weighted_deviation": lambda params, data: gradients(params, data).weighted_deviation(data["y"] ** 2),
     "scaled": lambda params, data: gradients(params, data).scaled(data["y"]).squared_norms(),
+    "stretched": lambda params, data: (lambda g: (g.squared_norms(), g.variance(), g.gram(), g.squared_deviations()))(
+        gradients(params, data).stretched(jax.tree.map(jnp.exp, params))
+    ),
     "minus": of(lambda g: g.minus(g.scaled(g.losses())).mean()),
     "second_moment": of(lambda g: g.second_moment()),
     "total_deviation": of(lambda g: g.total_deviation()),
@@ -163,6 +166,12 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "moments_merge": of(lambda g: moments.merge(moments.of(g.take(slice(0, 8))), moments.of(g.take(slice(8, None))))),
     "noise_scale": of(lambda g: jaxsgd.noise_scale(g).value),
     "noise_scale_of_moments": of(lambda g: jaxsgd.noise_scale(moments.of(g)).value),
+    "noise_scale_in_a_metric": lambda params, data: (
+        jaxsgd.noise_scale(gradients(params, data), metric=jax.tree.map(jnp.exp, params)).value
+    ),
+    "variance_curve_in_a_metric": lambda params, data: (
+        estimators.variance_curve(gradients(params, data), metric=jax.tree.map(jnp.exp, params)).variance
+    ),
     "two_batch_noise_scale": of(
         lambda g: (
             jaxsgd.two_batch_noise_scale(

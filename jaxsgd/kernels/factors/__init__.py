@@ -2,6 +2,7 @@
 
     OuterProducts   g_i = Σ_t a_it b_itᵀ, as a dense layer, a convolution or a recurrence gives it
     Rows            g_i = Σ_t e_(k_it) r_itᵀ, rows added to a table, as an embedding gives it
+    Stretched       outer products, each coordinate times a number, as the metric of an optimizer takes them
     WithSharedPart  one of these, and a part that is the same for every example, as a weight penalty adds it
     Dense           g_i itself
 
@@ -14,5 +15,17 @@ from jaxsgd.kernels.factors._layout import Layout
 from jaxsgd.kernels.factors._outer_products import OuterProducts
 from jaxsgd.kernels.factors._rows import Rows, wide
 from jaxsgd.kernels.factors._shared_part import WithSharedPart
+from jaxsgd.kernels.factors._stretched import Stretched
 
-__all__ = ["Dense", "Factor", "Flops", "Layout", "OuterProducts", "Rows", "WithSharedPart", "dense_one_by_one", "wide"]
+__all__ = [
+    "Dense",
+    "Factor",
+    "Flops",
+    "Layout",
+    "OuterProducts",
+    "Rows",
+    "Stretched",
+    "WithSharedPart",
+    "dense_one_by_one",
+    "wide",
+]

@@ -42,6 +42,10 @@ class Dense(Factor):
         rows = self._rows()
         return Dense((rows * scales.astype(rows.dtype)[:, None]).reshape(self.value.shape), self.why)
 
+    def stretched(self, scales: Array) -> "Dense":
+        value = accumulated(self.value)
+        return Dense(value * scales.astype(value.dtype)[None], self.why)
+
     def minus(self, other: Factor, coefficient: Float[Array, ""]) -> "Dense":
         values = accumulated(other.materialize())
         return Dense(accumulated(self.value) - coefficient.astype(values.dtype) * values, self.why)

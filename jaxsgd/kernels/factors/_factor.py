@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxsgd._core.sums import accumulation_dtype
+
 
 class Flops(NamedTuple):
     """Predicted floating-point operations of the statistics of n gradients with respect to one parameter."""
@@ -54,6 +56,10 @@ class Factor(abc.ABC):
     def times(self, number: Float[Array, ""]) -> "Factor":
         """The gradients c g_i for one number c."""
         return self.scaled(jnp.full(self.count, number))
+
+    @abc.abstractmethod
+    def stretched(self, scales: Array) -> "Factor":
+        """The gradients s∘g_i, coordinate by coordinate, for scales s of the parameter's shape."""
 
     @abc.abstractmethod
     def minus(self, other: "Factor", coefficient: Float[Array, ""]) -> "Factor":
@@ -121,3 +127,18 @@ class Factor(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> str:
         """How the gradients are kept, for people."""
+
+
+def shared_by_all(array: Array, shape: tuple[int, ...]) -> Array:
+    """What the gradients of all examples share, of the parameter's shape.
+
+    Raises:
+        ValueError: if ``jax.shard_map`` returned it once for each of its parts.
+    """
+    if array.shape != shape:
+        raise ValueError(
+            "statistics of gradients in which examples share a part, as of a weight penalty or a metric, must be "
+            "computed inside jax.shard_map, which returned that part once for each device: "
+            f"{array.shape} for {shape}"
+        )
+    return array.astype(accumulation_dtype(array))

@@ -27,20 +27,6 @@ matrix for each. One position becomes two, and pairs of two positions are always
 *Gram matrices* of n and m examples with t and s positions: the pairs take n·m·t·s·(i + o) multiplications, forming both
 sides (n·t + m·s)·i·o, and their product n·m·i·o. These are compared as they are, and the memory of (n + m)·i·o numbers
 is not counted. For t = s = 1 the pairs are two matrix products, of n·m·(i + o) multiplications, and are always taken.
-
-How many digits may cancel
---------------------------
-Squares about a mean are cheapest as Σg² − nḡ², a difference of two sums. With κ = Σg² / (Σg² − nḡ²), the relative error
-of the difference is up to 2κ times that of the sums: log₂ κ bits of the 24 of float32 are lost. As the difference is at
-hand, so is κ, and one that is larger than a threshold in any entry is not used (:func:`_difference`).
-
-    _CHEAP_CANCELLATION = 8    3 bits, 21 are left: beyond, the same from h = g − ĀᵀB̄, whose mean is small
-    _MAX_CANCELLATION = 64     6 bits, 18 are left: beyond, with h too, centered gradients formed one by one
-
-The first is stricter because what follows it is cheap: two more matrix products. After the second come n outer products
-that are not a matrix product any more, and 18 bits, a relative error of 4·10⁻⁶, are more than a sample of gradients
-determines. That much is an argument for the order of the two; their values are choices. In float64 they are the same,
-where 47 bits are left and fewer would do.
 """
 
 import math
@@ -53,9 +39,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsgd._core.sums import accumulation_dtype, einsum, examples_at_a_time, in_blocks, total, varying_like
+from jaxsgd.kernels.factors._cancellation import CHEAP_CANCELLATION, MAX_CANCELLATION, difference
 from jaxsgd.kernels.factors._dense import Dense
 from jaxsgd.kernels.factors._factor import Factor, Flops
 from jaxsgd.kernels.factors._layout import Layout
+from jaxsgd.kernels.factors._stretched import Stretched
 
 
 @jax.tree_util.register_dataclass
@@ -99,6 +87,9 @@ class OuterProducts(Factor):
         left, right = self._arrays()
         return OuterProducts(left, right * scales.astype(right.dtype)[:, None, None, None], self.layout)
 
+    def stretched(self, scales: Array) -> Stretched:
+        return Stretched(self, scales.astype(accumulation_dtype(self.left, self.right)))
+
     def minus(self, other: Factor, coefficient: Float[Array, ""]) -> Factor:
         """The gradients g_i − β h_i, as factors of 2t positions where those of h have the shapes of these.
 
@@ -130,7 +121,7 @@ class OuterProducts(Factor):
         if self._pairs_are_less():
             products = einsum("nbti,nbsi->nbts", left, left) * einsum("nbto,nbso->nbts", right, right)
             return products.sum(axis=(1, 2, 3))
-        return self._each(lambda block: jnp.sum(block**2))
+        return self.each(lambda block: jnp.sum(block**2))
 
     def centered(self) -> tuple["OuterProducts", Array]:
         centered, _, center = self._centered()
@@ -144,27 +135,27 @@ class OuterProducts(Factor):
         centered, shift, center = self._centered()
 
         def formed() -> Float[Array, " n"]:
-            return self._each(lambda block: jnp.sum((block - (center + shift)) ** 2))
+            return self.each(lambda block: jnp.sum((block - (center + shift)) ** 2))
 
         if self._formed_is_less():
             return formed()
         norms, products = centered.squared_norms(), centered.inner_products(centered.layout(shift))
         deviations = norms - 2 * products + jnp.sum(shift**2)
-        lost = norms.sum() > _MAX_CANCELLATION * deviations.sum()
+        lost = norms.sum() > MAX_CANCELLATION * deviations.sum()
         return jax.lax.cond(lost, formed, lambda: deviations)
 
     def total_deviation(self) -> Float[Array, ""]:
         """Σ ‖g_i − ḡ‖² = Σ ‖g_i‖² − n‖ḡ‖²; where that loses digits, from the deviations themselves."""
         squares, mean = self.squared_norms().sum(), self.mean()
         smaller = self.count * jnp.sum(mean**2)
-        return _difference(squares, smaller, _CHEAP_CANCELLATION, lambda: self.squared_deviations().sum())
+        return difference(squares, smaller, CHEAP_CANCELLATION, lambda: self.squared_deviations().sum())
 
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
         weights = weights.astype(accumulation_dtype(self.left, self.right))
         shares = weights / weights.sum()
         if self._formed_is_less():
             _, shift, center = self._centered(shares)
-            return jnp.sum(weights * self._each(lambda block: jnp.sum((block - (center + shift)) ** 2)))
+            return jnp.sum(weights * self.each(lambda block: jnp.sum((block - (center + shift)) ** 2)))
         centered, shift, _ = self._balanced()._centered(shares)
         return jnp.sum(weights * centered.squared_norms()) - weights.sum() * jnp.sum(shift**2)
 
@@ -217,12 +208,12 @@ class OuterProducts(Factor):
 
         def centered() -> Array:
             squares, shift = self._centered_squares()
-            return _difference(squares, self.count * shift**2, _MAX_CANCELLATION, one_by_one)
+            return difference(squares, self.count * shift**2, MAX_CANCELLATION, one_by_one)
 
         if self.sizes[1] != 1:
             return self.layout(one_by_one())
         squares, mean = _contract(left**2, right**2), _contract(left, right / self.count)
-        return self.layout(_difference(squares, self.count * mean**2, _CHEAP_CANCELLATION, centered))
+        return self.layout(difference(squares, self.count * mean**2, CHEAP_CANCELLATION, centered))
 
     def _centered_squares(self) -> tuple[Array, Array]:
         """Σh² and the mean of h, for h_i = g_i − āb̄ᵀ = (a_i − ā)b_iᵀ + ā(b_i − b̄)ᵀ and a single position."""
@@ -302,7 +293,7 @@ class OuterProducts(Factor):
     def describe(self) -> str:
         return f"outer products {self.left.shape} x {self.right.shape}"
 
-    def _each(self, function: Callable[[Array], Array]) -> Array:
+    def each(self, function: Callable[[Array], Array]) -> Array:
         """``function`` of the (b, i, o) matrices of every example, a few examples at a time."""
 
         def one(pair: tuple[Array, Array]) -> Array:
@@ -322,16 +313,6 @@ class OuterProducts(Factor):
             return jax.lax.scan(add, varying_like(sides, jnp.zeros((b, i, o), sides[0].dtype)), sides)[0]
 
         return in_blocks(summed, self._arrays())
-
-
-_MAX_CANCELLATION = 64.0  # Σh² over Σ(h − h̄)²; see the head of this module
-_CHEAP_CANCELLATION = 8.0
-
-
-def _difference(larger: Array, smaller: Array, most: float, otherwise: Callable[[], Array]) -> Array:
-    """Larger − smaller, unless some entry of it is less than larger / ``most``."""
-    difference = larger - smaller
-    return jax.lax.cond(jnp.any(larger > most * difference), otherwise, lambda: difference)
 
 
 def _contract(left: Float[Array, "n b t i"], right: Float[Array, "n b t o"]) -> Float[Array, "b i o"]:

@@ -64,6 +64,10 @@ class Rows(Factor):
         rows = accumulated(self.rows)
         return Rows(self.indices, rows * scales.astype(rows.dtype)[:, None, None], self.shape)
 
+    def stretched(self, scales: Array) -> "Rows":
+        rows = accumulated(self.rows)
+        return Rows(self.indices, rows * self._rows_of(scales.astype(rows.dtype)), self.shape)
+
     def minus(self, other: Factor, coefficient: Float[Array, ""]) -> Factor:
         """The gradients g_i − β h_i, as the rows of both."""
         if not isinstance(other, Rows):
@@ -131,8 +135,11 @@ class Rows(Factor):
 
     def inner_products(self, direction: Array) -> Float[Array, " n"]:
         rows = accumulated(self.rows)
-        table = direction.reshape(self.num_rows, -1).astype(rows.dtype)
-        return jnp.sum(rows * table.at[self.indices].get(mode="fill", fill_value=0), axis=(1, 2))
+        return jnp.sum(rows * self._rows_of(direction.astype(rows.dtype)), axis=(1, 2))
+
+    def _rows_of(self, array: Array) -> Float[Array, "n t d"]:
+        """Those rows of an array of the parameter's shape that the examples have."""
+        return array.reshape(self.num_rows, -1).at[self.indices].get(mode="fill", fill_value=0)
 
     def gram(self, other: Factor) -> Float[Array, "n m"]:
         """⟨g_i, h_j⟩, one example of the first at a time."""

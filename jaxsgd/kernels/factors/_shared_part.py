@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxsgd._core.sums import accumulated
 from jaxsgd.kernels.factors._dense import Dense
-from jaxsgd.kernels.factors._factor import Factor, Flops
+from jaxsgd.kernels.factors._factor import Factor, Flops, shared_by_all
 
 
 @jax.tree_util.register_dataclass
@@ -26,13 +26,7 @@ class WithSharedPart(Factor):
 
     @property
     def _part(self) -> Array:
-        if self.part.shape != self.shape:
-            raise ValueError(
-                "statistics of gradients in which examples share a part, as of a weight penalty, must be computed "
-                "inside jax.shard_map, which returned that part once for each device: "
-                f"{self.part.shape} for {self.shape}"
-            )
-        return accumulated(self.part)
+        return shared_by_all(self.part, self.shape)
 
     def take(self, some: Any) -> "WithSharedPart":
         return WithSharedPart(self.base.take(some), self.part)
@@ -47,6 +41,9 @@ class WithSharedPart(Factor):
 
     def times(self, number: Float[Array, ""]) -> "WithSharedPart":
         return WithSharedPart(self.base.times(number), self._part * number.astype(self._part.dtype))
+
+    def stretched(self, scales: Array) -> "WithSharedPart":
+        return WithSharedPart(self.base.stretched(scales), self._part * scales.astype(self._part.dtype))
 
     def minus(self, other: Factor, coefficient: Float[Array, ""]) -> Factor:
         """The gradients g_i − β f_i; what each of the two shares stays shared."""
