@@ -5,9 +5,10 @@ from typing import Any, Literal, overload
 
 from jaxsgd import kernels
 from jaxsgd._core import validate
+from jaxsgd._core.groups import By, named
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.noise._estimate import Gradients, NoiseScale, estimated, require_examples
-from jaxsgd.noise._groups import By, NoiseScales, named
+from jaxsgd.noise._groups import NoiseScales
 
 
 @overload
