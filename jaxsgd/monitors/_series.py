@@ -22,9 +22,9 @@ and two degrees of freedom less than that, or one. A measurement with G_t ≤ 0 
 
 Tried on 20 runs of SGD on digits each, asked for 95 %, from step 6 to 1024, with decays of 0.9, 0.95 and 0.98: of
 batches drawn anew this held B in 92 to 100 %, and of series with an autocorrelation of 0.5 and 0.8 in 94 and 89 %.
-Without the autocorrelation it was 91 to 100 %, but 76 and 53 %; with V from differences in succession 90 to 99 %, but 63
-and 30 %. With deviations from the average in place of the line intervals were wider where B grew, up to 1.5 times in
-logarithms, and held B in all runs.
+Without the autocorrelation it was 91 to 100 %, but 76 and 53 %; with V from differences in succession 90 to 99 %, but
+63 and 30 %. With deviations from the average in place of the line intervals were up to twice as wide, in logarithms,
+where B grew.
 """
 
 from dataclasses import dataclass, field, replace
