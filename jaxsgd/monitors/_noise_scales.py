@@ -144,8 +144,7 @@ def noise_scale(
         centered: subtract the mean before squaring. Without it, S has a relative rounding error of 1 + 1/B times that
             of a sum, and the cost is that of the norms alone.
         by: groups of parameters that are read too, as that of :func:`jaxsgd.noise_scale`, under ``"<group>/…"``.
-        population_size: N, where batches are drawn without replacement. Without it, S is unbiased for tr S², divisor
-            N − 1, and G for ‖ḡ‖² − tr S²/N.
+        population_size: N, if batches are without replacement. Otherwise S is that of tr S², and G of ‖ḡ‖² − tr S²/N.
         confidence_level: with what probability the interval holds B.
 
     References:

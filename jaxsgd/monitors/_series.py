@@ -131,7 +131,7 @@ def effective_number(count: Any, decay: float, r: Float[Array, ""]) -> Float[Arr
     is_one = ratio == 1
     log = jnp.log(jnp.where(is_one, 0.5, ratio))
     geometric = larger ** (n - 1) * jnp.where(is_one, n, jnp.expm1(n * log) / jnp.expm1(log))
-    squares = (1 - d ** (2 * n)) / (1 - d**2)
+    total, squares = (1 - d**n) / (1 - d), (1 - d ** (2 * n)) / (1 - d**2)
     pairs = (squares * (1 + r * d) - 2 * r * d**n * geometric) / (1 - r * d)
-    total = (1 - d**n) / (1 - d)
+    pairs = jnp.clip(pairs, squares, total**2)  # whatever rounding does where r is near 1
     return jnp.where(n > 0, total**2 / jnp.where(n > 0, pairs, 1), jnp.nan)
