@@ -7,7 +7,7 @@ averages of what is exact.
 
 Command    python -m experiments noise_scale_along_training
 Run time   about two minutes on two cores
-Expected   on digits, B from 50 examples to about 1,000; means of both estimators within 4.5 standard
+Expected   on digits, B from 50 examples to about 4,000; means of both estimators within 4.5 standard
            errors of tr Σ and ‖ḡ‖² at every recorded step; intervals that cover B in 90 % of the batches at least, and
            those of both monitors in 90 % of 20 runs, early and late; read from reshuffled batches B is too small
 

@@ -38,10 +38,10 @@ Noise scales are read as
                          autocorrelation; fewer than three or so leave the interval at [0, ∞]
 
 of all parameters and, with ``by=``, of groups of them, as ``"blocks/0/noise_scale_low"``. Asked for 95 %, the interval
-held B in 92 % of runs on digits or more, early and late, of batches drawn anew at each step
+held B in 95 % of runs on digits or more, early and late, of batches drawn anew at each step
 (``experiments/noise_scale_along_training.py``). It does not know of reshuffling: the examples of such a batch are those
-that the run has not seen for longest, late in a run their mean gradient is longer than ḡ, its square up to 1.9 times as
-long on digits, and B is read too small by as much.
+that the run has not seen for longest, whose mean gradient is longer than ḡ, its square 1.2 times as long after a
+hundred steps on digits, later more, and B is read too small by as much.
 """
 
 from jaxsgd._core.faces import at_home
