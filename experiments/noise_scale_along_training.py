@@ -2,15 +2,18 @@
 
 Single batches measure tr Σ and ‖ḡ‖² without bias, per example or, with several times the error, from two halves; the
 plug-in ratio tr s²/‖ĝ‖² tends to B/(1 + B/m), never above m; the interval of one batch ends where B < m,
-and has no upper end where B ≫ m.
+and has no upper end where B ≫ m. A monitor averages batches along the run, and its interval holds the ratio of the
+averages of what is exact.
 
 Command    python -m experiments noise_scale_along_training
-Run time   about a minute on two cores
-Expected   on digits, B from 50 examples to about 1,000; means of both estimators within 4.5 standard
-           errors of tr Σ and ‖ḡ‖² at every recorded step; intervals that cover B in 90 % of the batches at least
+Run time   about two minutes on two cores
+Expected   on digits, B from 50 examples to about 4,000; means of both estimators within 4.5 standard
+           errors of tr Σ and ‖ḡ‖² at every recorded step; intervals that cover B in 90 % of the batches at least, and
+           those of both monitors in 90 % of 20 runs, early and late; read from reshuffled batches B is too small
 
-A network is trained on the digits by SGD, with two monitors. At recorded steps, many batches without replacement are
-drawn at the same θ, and each is asked for the noise scale of all digits.
+A network is trained on the digits by SGD, with two monitors, 20 times. At recorded steps of the first run, many batches
+without replacement are drawn at the same θ, and each is asked for the noise scale of all digits; at all steps that the
+readings of a monitor are made of, tr Σ and ‖ḡ‖² are computed from all digits. The last runs have reshuffled batches.
 """
 
 from functools import partial
@@ -26,10 +29,11 @@ import jaxsgd
 from experiments._claims import Claims, z_scores
 from experiments._harness import Arrays, Seeded, table
 from experiments._panels import DASHED, mark, note, page_of, panel, reference
-from jaxsgd import designs, monitors, problems, training
+from experiments._windows import MONITORS, NUM_GROUPS, along
+from jaxsgd import designs, problems, training
 
-NUM_GROUPS = 2
-MONITORS = {"per_example": "noise_scale", "two_batch": "two_batch/noise_scale"}
+LOOKS, EARLY = (16, 32, 64, 256, 1024), 64  # steps of readings, and the last early one
+RESHUFFLED = [96, 128, 160]  # steps of readings from reshuffled batches
 
 
 class Config(Seeded):
@@ -45,36 +49,32 @@ class Config(Seeded):
     """At how many steps, each twice the one before, noise is measured exactly."""
     num_draws: int = 400
     """How many batches are drawn at each of them."""
+    num_runs: int = 20
+    """How many runs with batches of their own are watched."""
 
 
-QUICK = Config(hidden=16, num_records=10, num_draws=150)
+QUICK = Config(hidden=16, num_records=10, num_draws=150, num_runs=10)
 SUMMARY = (
     "B from {first:.3g} to {last:.3g}; intervals of {batch_size} examples cover it in {mean_coverage:.1%} of the "
-    "batches; the plug-in ratio stops at {plug_in/last:.3g}"
+    "batches, those of a monitor in {per_example/held/early:.0%} of the runs early and {per_example/held/late:.0%} "
+    "late; the plug-in ratio stops at {plug_in/last:.3g}"
 )
 
 
 def compute(config: Config) -> Arrays:
-    """A run, and at steps 0, 1, 2, 4, … of it what is exact and what batches say."""
+    """Runs, what is exact along them and what monitors read; at steps 0, 1, 2, 4, … of the first, what batches say."""
     weight_key, run_key, draw_key = jax.random.split(config.key(), 3)
     problem = problems.digits_mlp(key=weight_key, hidden=config.hidden)
-    design = designs.Reshuffling(config.batch_size)
-    watch = (monitors.noise_scale(decay=0.95), monitors.two_batch_noise_scale(decay=0.95, num_groups=NUM_GROUPS))
     steps = [0, *(2**k for k in range(config.num_records - 1))]
-    run = partial(training.run_sgd, *problem, optax.sgd(config.learning_rate), design, steps[-1], run_key)
-    result = run(monitors=watch, record_every=1, keep_params_at=steps)
-    found = []
-    for k, step in enumerate(steps):
-        params = jax.tree.map(lambda leaf, k=k: leaf[k], result.kept_params)
-        found.append(measure(problem, params, config, jax.random.fold_in(draw_key, step)))
-    readings = {f"monitor/{name}": _at(steps, result.metrics[reading]) for name, reading in MONITORS.items()}
+    looks = [look for look in LOOKS if look <= steps[-1]]
+    drawn, shuffled = designs.WithoutReplacement(config.batch_size), designs.Reshuffling(config.batch_size)
+    run = partial(training.run_sgd, *problem, optax.sgd(config.learning_rate), num_runs=config.num_runs)
+    params, watched = along(run, problem, drawn, run_key, looks, steps)
+    _, reshuffled = along(run, problem, shuffled, run_key, RESHUFFLED, RESHUFFLED)
+    found = [measure(problem, params[step], config, jax.random.fold_in(draw_key, step)) for step in steps]
+    last = {f"reshuffled/{name}": reshuffled[name] for name in ("exact", "per_example/value")}
     sizes = {"batch_size": config.batch_size, "population_size": len(problem.data["y"])}
-    return table(found) | readings | {"steps": steps} | sizes
-
-
-def _at(steps: list[int], readings: Array) -> np.ndarray:
-    """What a monitor has read after each step, with nothing yet at step 0."""
-    return np.array([readings[step] if step else np.nan for step in steps], float)
+    return table(found) | watched | last | {"steps": np.array(steps), "looks": np.array(looks)} | sizes
 
 
 def measure(problem: jaxsgd.Problem, params: PyTree, config: Config, key: Array) -> dict[str, Any]:
@@ -137,7 +137,27 @@ def check(results: Arrays) -> Claims:
     message = "two halves must have several times the error of their examples, got {:.2f}"
     claims.above(ratio[0], 3, message, enter="two_batch_error/first")
     claims.above(ratio, 1, "two halves must nowhere say more than their examples, got {:.2f}")
-    return claims | {"two_batch_error/last": ratio[-1]}
+    claims["two_batch_error/last"] = ratio[-1]
+    check_monitors(claims, results)
+    return claims
+
+
+def check_monitors(claims: Claims, results: Arrays) -> None:
+    """Confirm that intervals of monitors hold the average, early and late; refute that reshuffling changes nothing."""
+    B, is_early = results["exact"], results["looks"] <= EARLY
+    for name in MONITORS:
+        low, value, high = (results[f"{name}/{end}"] for end in ("low", "value", "high"))
+        held = (low <= B) & (high >= B)
+        for when, some in (("early", held[is_early]), ("late", held[~is_early])):
+            message = f"intervals of the {name} monitor must hold the average in 90 % of the runs {when}, got {{:.3f}}"
+            claims.above(some.mean(), 0.9, message, enter=f"{name}/held/{when}")
+        claims[f"{name}/held/least"] = held.mean(axis=1).min()
+        claims[f"{name}/not_positive"] = int(np.sum(~(value > 0)))
+        claims[f"{name}/unbounded/last"] = np.isinf(high[-1]).mean()
+        claims[f"{name}/median_effective/last"] = np.median(results[f"{name}/number"][-1])
+    excess = results["reshuffled/exact"] / results["reshuffled/per_example/value"] - 1  # of ‖ḡ‖², relative
+    claims.reject(z_scores(excess.mean(axis=0)), "that reshuffling changes nothing", enter="reshuffled/z")
+    claims["reshuffled/ratio"] = 1 + excess.mean()
 
 
 def shares(results: Arrays) -> tuple[np.ndarray, np.ndarray]:
@@ -147,25 +167,45 @@ def shares(results: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(results: Arrays) -> Figure:
-    """Along the run; single batches against the truth; what intervals say."""
-    return page_of(results, _draw_run, _draw_batches, _draw_intervals, ratio=0.95)
+    """Along a run; what intervals along runs say; single batches against the truth, and what their intervals say."""
+    return page_of(results, _draw_run, _draw_monitors, _draw_batches, _draw_intervals, nrows=2, ratio=0.65)
 
 
 def _draw_run(axes: Any, results: Arrays) -> None:
-    steps, N = results["steps"], results["population_size"]
+    """The first run; what is negative or infinite stands at the upper edge, where 1/B has fallen to 0."""
+    steps, looks, N, top = results["steps"], results["looks"], results["population_size"], 1e5
     axes.plot(steps, results["trace"] / results["signal"], color="black", label="exact")
+    axes.plot(looks, results["exact"][:, 0], color="black", linestyle=DASHED, label="exact, averaged")
     labels = {"per_example": "monitor, per example", "two_batch": "monitor, two halves"}
     for place, (name, label) in enumerate(labels.items()):
-        readings = results[f"monitor/{name}"]
-        shown = readings > 0
+        value, low, high = (results[f"{name}/{end}"][:, 0] for end in ("value", "low", "high"))
+        beyond = ~((value > 0) & (value < top))
+        shown, x = np.where(beyond, top, value), looks * (1.08 if place else 1)
+        axes.vlines(x, low, np.minimum(high, top), color=mark(place)["color"], linewidth=0.8)
         style = mark(place, line="none", hollow=place == 1)
-        axes.plot(steps[shown], readings[shown], **style, zorder=3, label=label)
+        axes.plot(x, shown, **style, zorder=3, label=label, clip_on=False)
     reference(axes, y=N)
     note(axes, -0.1, N * 1.1, "$N$", color="gray")
     axes.set_xscale("symlog", linthresh=1)
-    axes.set(xlim=(-0.2, 1.3 * steps[-1]), xticks=[0, 1, 10, 100, 1000], yscale="log", ylim=(20, 6e4))
-    legend = {"loc": "upper left", "bbox_to_anchor": (0, 1.02)}
+    axes.set(xlim=(-0.2, 1.3 * steps[-1]), xticks=[0, 1, 10, 100, 1000], yscale="log", ylim=(20, top))
+    axes.set_yticks([1e2, 1e3, 1e4, top], ["$10^2$", "$10^3$", "$10^4$", r"$\infty, <0$"])
+    legend = {"loc": "upper left", "bbox_to_anchor": (0, 0.98)}
     panel(axes, "along a run on digits", x="step", y="noise scale $B$ (examples)", legend=legend)
+
+
+def _draw_monitors(axes: Any, results: Arrays) -> None:
+    looks, B = results["looks"], results["exact"]
+    for place, (name, label) in enumerate({"per_example": "per example", "two_batch": "two halves"}.items()):
+        value, low, high = (results[f"{name}/{end}"] for end in ("value", "low", "high"))
+        style = mark(place, hollow=place == 1)
+        axes.plot(looks, ((low <= B) & (high >= B)).mean(axis=1), **style, label=f"{label}: hold the average")
+        axes.plot(looks, np.isinf(high).mean(axis=1), **style | {"linestyle": DASHED}, label="have no upper end")
+        axes.plot(looks, np.mean(~(value > 0), axis=1), **style | {"linestyle": ":"}, label="readings below 0")
+    reference(axes, y=0.95)
+    ticks = {"xticks": looks, "xticklabels": looks, "ylim": (-0.03, 1.03)}
+    title = f"intervals of the monitors, {B.shape[1]} runs"
+    panel(axes, title, x="step", y="share of the runs", log="x", legend="center left", **ticks)
+    axes.minorticks_off()
 
 
 def _draw_batches(axes: Any, results: Arrays) -> None:
@@ -195,4 +235,4 @@ def _draw_intervals(axes: Any, results: Arrays) -> None:
     note(axes, m / 1.2, 0.5, "$m$", color="gray")
     labels = {"x": "exact $B$ (examples)", "y": "share of the batches"}
     legend = {"loc": "lower right", "bbox_to_anchor": (1, 0.1)}
-    panel(axes, "intervals of 95 %", **labels, log="x", ylim=(-0.03, 1.03), legend=legend)
+    panel(axes, "intervals of single batches", **labels, log="x", ylim=(-0.03, 1.03), legend=legend)

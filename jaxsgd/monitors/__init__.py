@@ -27,16 +27,26 @@ mapped over turns the choice between measuring and not into doing both.
 Numerators and denominators are averaged apart, with weights that fall by ``decay`` from one measurement to the next,
 and divided when read: a ratio of two noisy estimates has no mean, one of averages is nearly unbiased. Nothing is
 clipped: a noise scale is negative or infinite where the mean gradient cannot be told from zero.
+
+Noise scales are read as
+
+    noise_scale          T̄/Ḡ of the averages ``trace_covariance`` and ``squared_mean_norm``
+    noise_scale_low      the lower end of an interval for B = Σ w tr Σ(θ)/Σ w ‖ḡ(θ)‖², the ratio of the weighted
+                         averages of what is true along the run that was made, in which B itself may change
+    noise_scale_high     its upper end; infinite where the measurements do not tell ‖ḡ‖² from 0
+    num_effective        how many independent measurements the averages are worth, from the weights and the measured
+                         autocorrelation; fewer than three or so leave the interval at [0, ∞]
+
+of all parameters and, with ``by=``, of groups of them, as ``"blocks/0/noise_scale_low"``. Asked for 95 %, the interval
+held B in 95 % of runs on digits or more, early and late, of batches drawn anew at each step
+(``experiments/noise_scale_along_training.py``). It does not know of reshuffling: the examples of such a batch are those
+that the run has not seen for longest, whose mean gradient is longer than ḡ, its square 1.2 times as long after a
+hundred steps on digits, later more, and B is read too small by as much.
 """
 
 from jaxsgd._core.faces import at_home
-from jaxsgd.monitors._monitors import (
-    full_gradient_cosine,
-    gradient_snr,
-    gradient_tests,
-    noise_scale,
-    two_batch_noise_scale,
-)
+from jaxsgd.monitors._monitors import full_gradient_cosine, gradient_snr, gradient_tests
+from jaxsgd.monitors._noise_scales import noise_scale, two_batch_noise_scale
 from jaxsgd.monitors._terms import Terms, noise_moments
 from jaxsgd.monitors._transformation import MonitorState, observe, observed, readings
 

@@ -13,145 +13,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxsgd._core import sums, units, validate
+from jaxsgd._core import sums, units
 from jaxsgd.monitors._terms import (
     Where,
     batch_noise,
     chosen_leaves,
     coordinate_noise,
-    group_noise,
-    groups_of,
     projections,
 )
-from jaxsgd.monitors._transformation import Statistic, as_transformation
-
-
-@dataclass(frozen=True, kw_only=True)
-class _NoiseScale(Statistic):
-    centered: bool
-    function = "noise_scale"
-    sums = ("trace_covariance", "squared_mean_norm")
-
-    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
-        terms = self.terms(extra)
-        noise = batch_noise(self.gradient(terms, extra), terms, centered=self.centered)
-        return dict(zip(self.sums, noise, strict=True))
-
-    def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
-        S, G = averages["trace_covariance"], averages["squared_mean_norm"]
-        return {"noise_scale": S / G, "trace_covariance": S, "squared_mean_norm": G}
-
-
-def noise_scale(
-    *, every: int = 1, decay: float = 0.95, where: Where | None = None, name: str = "", centered: bool = False
-) -> optax.GradientTransformationExtraArgs:
-    """The gradient noise scale B = tr Σ/‖ḡ‖² from per-example gradients.
-
-    From the norms of the m terms of a batch, S = (Σ‖h_j‖² − m‖ĝ‖²)/(m − 1) and G = ‖ĝ‖² − S/m are unbiased for tr Σ and
-    ‖ḡ‖² if examples are drawn independently. Batches without replacement measure S² in place of Σ, divisor N − 1, and G
-    is unbiased for ‖ḡ‖² − tr S²/N. A batch of fewer than two examples is left out.
-
-    Args:
-        every: measure at steps that it divides.
-        decay: of the weights of former measurements; 0 keeps the last one only.
-        where: which parameters to look at, a function of their path such as ``"['norm']['scale']"``. LayerNorm scales
-            alone predict the total of a transformer, up to a constant, at next to no cost.
-        name: a prefix of what is read.
-        centered: subtract the mean before squaring. Without it, S has a relative rounding error of 1 + 1/B times that
-            of a sum, and the cost is that of the norms alone.
-
-    Readings: ``noise_scale``, ``trace_covariance`` and ``squared_mean_norm``.
-
-    References:
-        S. McCandlish, J. Kaplan, D. Amodei et al., "An empirical model of large-batch training", arXiv:1812.06162,
-        2018.
-        G. Gray, A. Tiwari, S. Bergsma, J. Hestness, "Normalization layer per-example gradients are sufficient to
-        predict gradient noise scale in transformers", NeurIPS 2024, arXiv:2411.00999.
-
-    >>> from jaxsgd import monitors, per_example_gradients, problems
-    >>> loss_fn, params, data = problems.line_fit()
-    >>> g = per_example_gradients(loss_fn)(params, data)
-    >>> optimizer = optax.chain(noise_scale(), optax.sgd(0.1))
-    >>> updates, state = optimizer.update(g.mean(), optimizer.init(params), params, per_example_gradients=g)
-    >>> {name: round(float(value), 4) for name, value in monitors.readings(state).items()}
-    {'noise_scale': -5.25, 'trace_covariance': 21.0, 'squared_mean_norm': -4.0}
-    """
-    return as_transformation(_NoiseScale(every=every, decay=decay, where=where, name=name, centered=centered))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TwoBatch(_NoiseScale):
-    num_groups: int
-    group_size: int | None
-    function = "two_batch_noise_scale"
-    needs = (*Statistic.needs, "group_gradients")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate.at_least(2, num_groups=self.num_groups)
-        if self.group_size is not None:
-            validate.positive_integer(group_size=self.group_size)
-
-    def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
-        given, size = extra.get("group_gradients"), self.group_size
-        if given is not None:
-            if size is None:
-                raise ValueError("group_size must be given to two_batch_noise_scale with group_gradients")
-            groups: Any = chosen_leaves(given, self.where)
-        else:
-            terms = self.terms(extra)
-            groups, size = groups_of(terms, self.num_groups), terms.gradients.count // self.num_groups
-        S, G, _ = group_noise(groups, size)
-        return {"trace_covariance": S, "squared_mean_norm": G}
-
-
-def two_batch_noise_scale(
-    *,
-    num_groups: int = 2,
-    group_size: int | None = None,
-    every: int = 1,
-    decay: float = 0.95,
-    where: Where | None = None,
-    name: str = "two_batch",
-) -> optax.GradientTransformationExtraArgs:
-    """The gradient noise scale from the mean gradients of the k equal parts of a batch; no per-example gradients.
-
-    What data-parallel devices and accumulated steps have at hand anyway: the small batch is one device's or one
-    micro-batch, the big batch their union. Given to ``update`` as ``group_gradients``, a pytree like the updates with a
-    leading axis of k; otherwise the terms of the batch are split.
-
-    With k groups of b examples, S = mean ‖g_k − ĝ‖²/(1/b − 1/(kb)) and G = ‖ĝ‖² − S/(kb): the estimators of McCandlish
-    et al. (2018, appendix A.1), without their cancellation. They are unbiased as those of :func:`noise_scale`, whose
-    limit k = m they are, with k − 1 degrees of freedom in place of m − 1. One group with G < 0 is common: average.
-
-    Args:
-        num_groups: k, where the batch is to be split.
-        group_size: b, the number of examples behind each of the ``group_gradients``.
-        every: measure at steps that it divides.
-        decay: of the weights of former measurements; 0 keeps the last one only.
-        where: which parameters to look at, a function of their path.
-        name: a prefix of what is read.
-
-    Readings: ``two_batch/noise_scale``, ``two_batch/trace_covariance`` and ``two_batch/squared_mean_norm``.
-
-    >>> from jaxsgd import monitors
-    >>> optimizer = optax.chain(two_batch_noise_scale(group_size=2), optax.sgd(0.1))
-    >>> groups = jnp.asarray([[1.0, 2.0], [3.0, 2.0]])
-    >>> updates, state = optimizer.update(groups.mean(axis=0), optimizer.init(groups[0]), group_gradients=groups)
-    >>> {name: round(float(value), 4) for name, value in monitors.readings(state).items()}
-    {'two_batch/noise_scale': 0.5714, 'two_batch/trace_covariance': 4.0, 'two_batch/squared_mean_norm': 7.0}
-    """
-    return as_transformation(
-        _TwoBatch(
-            num_groups=num_groups,
-            group_size=group_size,
-            every=every,
-            decay=decay,
-            where=where,
-            name=name,
-            centered=True,
-        )
-    )
+from jaxsgd.monitors._transformation import MonitorState, Statistic, as_transformation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +42,8 @@ class _Snr(Statistic):
         noise = coordinate_noise(chosen, terms) if self.per_coordinate else batch_noise(chosen, terms, centered=False)
         return dict(zip(self.sums, noise, strict=True))
 
-    def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
+    def read(self, state: MonitorState) -> dict[str, Array]:
+        averages = state.averages
         S, G = averages["trace_covariance"], averages["squared_mean_norm"]
         if not self.per_coordinate:
             return {"gradient_snr": G / S}
@@ -229,7 +100,8 @@ class _Tests(Statistic):
         values = (S / m, along * unit**2 / m, across / m, squared_norm, squared_norm**2)
         return dict(zip(self.sums, values, strict=True))
 
-    def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
+    def read(self, state: MonitorState) -> dict[str, Array]:
+        averages = state.averages
         squared_norm = averages["squared_norm"]
         return {
             "norm_statistic": averages["variance"] / squared_norm,
@@ -283,7 +155,8 @@ class _Cosine(Statistic):
         values = (sums.total(products), sums.squared_norm(a), sums.squared_norm(b))
         return dict(zip(self.sums, values, strict=True))
 
-    def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
+    def read(self, state: MonitorState) -> dict[str, Array]:
+        averages = state.averages
         norms = jnp.sqrt(averages["squared_norm"]), jnp.sqrt(averages["full_squared_norm"])
         return {
             "full_gradient_cosine": averages["inner_product"] / (norms[0] * norms[1]),

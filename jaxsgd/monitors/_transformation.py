@@ -43,8 +43,16 @@ class Statistic(ABC):
         """The sums of one batch."""
 
     @abstractmethod
-    def read(self, averages: Mapping[str, Any]) -> dict[str, Array]:
-        """The statistics."""
+    def read(self, state: "MonitorState") -> dict[str, Array]:
+        """The statistics, from the averages of sums."""
+
+    def series(self, params: PyTree) -> Any:  # noqa: ARG002
+        """What is kept beside sums, of no batch; nothing by default."""
+        return None
+
+    def follow(self, state: "MonitorState", fresh: Mapping[str, Any]) -> Any:  # noqa: ARG002
+        """What is kept beside sums, after one more batch, from the state before and the sums of the batch."""
+        return state.series
 
     def zeros(self, params: PyTree) -> dict[str, Any]:
         """Sums of no batch."""
@@ -100,12 +108,18 @@ def terms_of(extra: Mapping[str, Any]) -> Terms:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MonitorState:
-    """Weighted sums over the measurements so far, their total weight, and the number of calls."""
+    """Weighted sums over the measurements so far, their total weight, the number of calls, and how they varied."""
 
     calls: Any
     weight: Any
     totals: Any
     statistic: Statistic = field(metadata={"static": True})
+    series: Any = None
+
+    @property
+    def averages(self) -> Any:
+        """The sums over their weight, NaN where nothing was measured."""
+        return jax.tree.map(lambda total: total / self.weight.astype(total.dtype), self.totals)
 
 
 def _is_state(node: Any) -> bool:
@@ -132,8 +146,7 @@ def readings(state: PyTree) -> dict[str, Array]:
     for node in _states(state):
         prefix = f"{node.statistic.name}/" if node.statistic.name else ""
         with jax.debug_nans(False):
-            averages = jax.tree.map(lambda total, w=node.weight: total / w.astype(total.dtype), node.totals)
-            values = node.statistic.read(averages)
+            values = node.statistic.read(node)
         for name, value in values.items():
             if prefix + name in found:
                 raise ValueError(f"name must tell monitors apart, got {prefix + name!r} twice")
@@ -222,8 +235,9 @@ def as_transformation(statistic: Statistic) -> optax.GradientTransformationExtra
     """A transformation that leaves updates alone and measures ``statistic`` at the steps that ``every`` divides."""
 
     def init(params: PyTree) -> MonitorState:
-        zeros = statistic.zeros(jax.tree.map(jnp.asarray, params))  # of Python numbers too
-        return MonitorState(jnp.zeros((), jnp.int32), jnp.zeros(()), zeros, statistic)
+        params = jax.tree.map(jnp.asarray, params)  # Python numbers too
+        zeros = statistic.zeros(params)
+        return MonitorState(jnp.zeros((), jnp.int32), jnp.zeros(()), zeros, statistic, statistic.series(params))
 
     def update(
         updates: PyTree,
@@ -243,27 +257,34 @@ def _measured(state: MonitorState, updates: PyTree, extra: Mapping[str, Any]) ->
     statistic = state.statistic
     statistic.require_shown(extra)
 
-    def measured() -> tuple[Any, Any]:
+    def measured() -> tuple[Any, Any, Any]:
         if statistic.usable(extra) is False:
             return kept()
         fresh = on_any_mesh(statistic.measure)(_gradient(extra) if updates is None else updates, extra)
         usable, decay = statistic.usable(extra), statistic.decay
 
+        def chosen(old: Array, new: Array) -> Array:
+            return new if usable is True else jnp.where(usable, new, old)
+
         def merged(old: Array, new: Array) -> Array:
-            average = decay * old + (1 - decay) * new.astype(old.dtype)
-            return average if usable is True else jnp.where(usable, average, old)
+            return chosen(old, decay * old + (1 - decay) * new.astype(old.dtype))
 
-        return merged(state.weight, jnp.ones(())), jax.tree.map(merged, state.totals, fresh)
+        series = on_any_mesh(statistic.follow)(state, fresh)
+        return (
+            merged(state.weight, jnp.ones(())),
+            jax.tree.map(merged, state.totals, fresh),
+            jax.tree.map(chosen, state.series, series),
+        )
 
-    def kept() -> tuple[Any, Any]:
-        return state.weight, state.totals
+    def kept() -> tuple[Any, Any, Any]:
+        return state.weight, state.totals, state.series
 
     if statistic.every == 1:
-        weight, totals = measured()
+        weight, totals, series = measured()
     else:
         step = extra.get("step", state.calls)
-        weight, totals = jax.lax.cond(step % statistic.every == 0, measured, kept)
-    return replace(state, calls=state.calls + 1, weight=weight, totals=totals)
+        weight, totals, series = jax.lax.cond(step % statistic.every == 0, measured, kept)
+    return replace(state, calls=state.calls + 1, weight=weight, totals=totals, series=series)
 
 
 @on_any_mesh

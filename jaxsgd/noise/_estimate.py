@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsgd import kernels, moments
-from jaxsgd._core import validate
+from jaxsgd._core import ratios, validate
 from jaxsgd.noise import _evidence, _intervals
 
 _HEAVY = 0.1  # a share of tr Σ; see experiments/interval_coverage.py
@@ -103,7 +103,7 @@ def estimated(
         low, high = _intervals.score(found, 1 - confidence_level)
     else:
         z = NormalDist().inv_cdf((1 + confidence_level) / 2)
-        low, high = _intervals.fieller(G, T, covariance, z)
+        low, high = ratios.fieller(G, T, covariance, z)
         if interval == "jackknife":
             value, error = _intervals.jackknife(several[0], population_size)
             low, high = value - z * error, value + z * error

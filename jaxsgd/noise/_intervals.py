@@ -34,17 +34,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float
-from scipy.special import stdtrit
+from jaxtyping import Array, Bool
 
 from jaxsgd import kernels
 from jaxsgd._core import sums
 from jaxsgd._core.rational import quotient
+from jaxsgd._core.ratios import MANY, reciprocal, student
 from jaxsgd.noise._evidence import Evidence
 
 _STEPS = 50  # of bisection
-_MANY = 1e4  # degrees of freedom, from which on they make no difference
 
 
 @partial(jax.jit, static_argnames="alpha")
@@ -54,7 +52,7 @@ def score(evidence: Evidence, alpha: float) -> tuple[Array, Array]:
     estimate = jnp.where(T > 0, G / jnp.where(T > 0, T, 1), 0)
     center, scale = jnp.maximum(estimate, 0), jnp.abs(estimate) + evidence.factor.mean()
 
-    quantiles = _student(alpha, G.dtype)
+    quantiles = student(alpha, G.dtype)
 
     def refused(rho: Array) -> Bool[Array, ""]:
         variance, freedom = _variance(evidence, rho)
@@ -65,14 +63,7 @@ def score(evidence: Evidence, alpha: float) -> tuple[Array, Array]:
     largest = _last(center, lambda x: center + scale * x / (1 - x), refused)
     smallest = jnp.where(refused(jnp.zeros_like(center)), _last(center, lambda x: center * (1 - x), refused), 0)
     none = (T <= 0) & (G > 0)
-    return jnp.where(none, 0, _reciprocal(largest)), jnp.where(none, 0, _reciprocal(smallest))
-
-
-def _student(alpha: float, dtype: Any) -> tuple[Array, Array]:
-    """Quantiles of Student's distribution that |t| exceeds with probability ``alpha``, as a function of 1/freedom."""
-    inverses = np.linspace(0, 1, 1025)
-    quantiles = stdtrit(1 / np.maximum(inverses, 1 / _MANY), 1 - alpha / 2)
-    return jnp.asarray(inverses, dtype), jnp.asarray(quantiles, dtype)
+    return jnp.where(none, 0, reciprocal(largest)), jnp.where(none, 0, reciprocal(smallest))
 
 
 def _variance(e: Evidence, rho: Array) -> tuple[Array, Array]:
@@ -89,7 +80,7 @@ def _variance(e: Evidence, rho: Array) -> tuple[Array, Array]:
         between = jnp.var(e.squared_mean_norm - signal, ddof=1) / k
         rest = jnp.maximum(between - variance, 0)
         variance, uncertain = variance + rest, uncertain + rest**2 / (k - 1)
-    return variance, jnp.where(uncertain * _MANY > variance**2, variance**2 / uncertain, _MANY)
+    return variance, jnp.where(uncertain * MANY > variance**2, variance**2 / uncertain, MANY)
 
 
 def _last(start: Array, rho: Any, refused: Any) -> Array:
@@ -104,26 +95,6 @@ def _last(start: Array, rho: Any, refused: Any) -> Array:
     zero = jnp.zeros((), start.dtype)
     inside, outside = jax.lax.fori_loop(0, _STEPS, halved, (zero, zero + 1))
     return jnp.where(outside < 1, rho(inside), rho(zero + 1))
-
-
-def fieller(G: Array, T: Array, covariance: Float[Array, "2 2"], z: float) -> tuple[Array, Array]:
-    """The interval for B = 1/ρ from that of all ρ with (G − ρT)² ≤ z² (V_G − 2ρC + ρ²V_T).
-
-    That is leading · ρ² − 2 half · ρ + last ≤ 0. Below ρ = 0 there is nothing: where 0 is in the interval, B ends at
-    infinity. Unless T is significant, every ρ from some point on is in it, and B starts at 0.
-    """
-    (V_G, C), (_, V_T) = z**2 * covariance
-    leading, half, last = T**2 - V_T, G * T - C, G**2 - V_G
-    root = jnp.sqrt(jnp.maximum(half**2 - leading * last, 0))
-    bounded = leading > 0
-    largest, smallest = (half + root) / jnp.where(bounded, leading, 1), last / (half + root)
-    low, high = _reciprocal(largest), _reciprocal(smallest)
-    return jnp.where(bounded, low, 0), jnp.where(last > 0, high, jnp.inf)
-
-
-def _reciprocal(rho: Array) -> Array:
-    """1/ρ, and infinity for ρ ≤ 0."""
-    return jnp.where(rho > 0, 1 / jnp.where(rho > 0, rho, 1), jnp.inf)
 
 
 def jackknife(g: kernels.PerExampleGradients, population_size: int | None) -> tuple[Array, Array]:

@@ -7,9 +7,10 @@ from jaxtyping import PyTree
 
 from jaxsgd import kernels
 from jaxsgd._core import validate
+from jaxsgd._core.groups import By, named
 from jaxsgd._core.meshes import on_any_mesh
 from jaxsgd.noise._estimate import Gradients, NoiseScale, estimated, require_examples
-from jaxsgd.noise._groups import By, NoiseScales, named
+from jaxsgd.noise._groups import NoiseScales
 
 
 @overload

@@ -69,5 +69,25 @@ CASES: list[Case] = [
         "group_size must be given to two_batch_noise_scale with group_gradients",
         lambda *_: monitored(monitors.two_batch_noise_scale(), group_gradients=G.materialize()),
     ),
+    (
+        ValueError,
+        "population_size must be at least 1, got 0",
+        lambda *_: monitors.noise_scale(population_size=0),
+    ),
+    (
+        ValueError,
+        "confidence_level must be … got 1.0",
+        lambda *_: monitors.two_batch_noise_scale(confidence_level=1.0),
+    ),
+    (
+        ValueError,
+        "by must be prefixes of names of parameters, such as … got 'encoder'",
+        lambda *_: monitors.noise_scale(by=["encoder"]).init({"w": ONE}),
+    ),
+    (
+        ValueError,
+        "by must be None where gradients are computed anew, with a memory_limit",
+        lambda *_: monitored(monitors.noise_scale(by=1), recomputed(), per_example_gradients=recomputed()),
+    ),
     (ValueError, "name must tell monitors apart, got 'noise_scale' twice", lambda *_: twice(monitors.noise_scale())),
 ]

@@ -167,6 +167,9 @@ CONTROLS: dict[str, list[Control]] = {
         ("low", lambda v: v * 2, "intervals must cover B in 90 % of the batches"),
         ("high", lambda v: np.full_like(v, np.inf), "intervals must end where B < m"),
         ("high", lambda v: np.minimum(v, 1e9), "intervals must be unbounded where B ≫ m"),
+        ("per_example/low", lambda v: v * 2, "intervals of the per_example monitor must hold the average"),
+        ("two_batch/high", lambda v: v / 9, "intervals of the two_batch monitor must hold the average"),
+        ("reshuffled/per_example/value", lambda v: v * 1.3, "that reshuffling changes nothing"),
         ("two_batch/trace", lambda v: v.mean() + (v - v.mean(axis=1, keepdims=True)) / 4, "is .* standard errors off"),
     ],
     "nonadditive_losses": [
