@@ -250,7 +250,8 @@ def _draw_mean(axes: Any, results: Arrays) -> None:
         _arrow(axes, gradient, BLUE)
     mean = results["line/gradient_of_mean"]
     _arrow(axes, 4 * mean, ORANGE, linewidth=1.4)
-    note(axes, *(THETA - 4 * mean / 5 + [0.05, 0.08]), r"$-4\,\bar g$", color=ORANGE, va="bottom")
+    box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # the contours end before it
+    note(axes, 2.45, 1.62, r"$-4\,\bar g$", color=ORANGE, va="bottom", ha="right", bbox=box)
     axes.plot(*MINIMUM, color="black", marker="*", linestyle="none", zorder=1, markersize=5)
     axes.set_ylabel("$b$")
 
@@ -276,12 +277,13 @@ def _draw_quadratics(axes: Any, results: Arrays) -> None:
         axes.plot(places, losses[:, i], color="0.6", linewidth=0.8)
         axes.plot(results["quadratics/minima"][i], 0, color="0.4", marker="o", linestyle="none")
     mean = losses.mean(axis=1)
-    axes.plot(places, mean, color=BLUE, label="mean")
+    axes.plot(places, mean, color=BLUE)
     at = float(results["quadratics/minimum_of_mean"])
     axes.plot(at, np.interp(at, places, mean), color=BLUE, marker="*", linestyle="none", markersize=6)
-    axes.axvline(results["quadratics/minima"].mean(), color=ORANGE, linestyle=DASHED, label="mean of minima")
-    plain = {"handlelength": 1.2, "loc": "upper right", "frameon": True, "framealpha": 1, "edgecolor": "none"}
-    panel(axes, "three quadratics", x=r"$\theta$", ylim=(-1, 24), xlim=(-3, 5), legend=plain)
+    axes.axvline(results["quadratics/minima"].mean(), ymax=0.74, color=ORANGE, linestyle=DASHED)
+    note(axes, 1.0, 19.2, "mean of\nminima", color=ORANGE, ha="center", va="bottom", linespacing=0.9)
+    note(axes, 3.5, 16, "mean", color=BLUE, ha="right", va="center")
+    panel(axes, "three quadratics", x=r"$\theta$", ylim=(-1, 24), xlim=(-3, 5))
 
 
 def _draw_network(row: Any, results: Arrays) -> None:
