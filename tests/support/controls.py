@@ -83,6 +83,17 @@ CONTROLS: dict[str, list[Control]] = {
         ),
         ("quadratic/scales", lambda v: v * 10, "mean noise scales of the noisy quadratic must be within"),
     ],
+    "dependence_and_precision": [
+        ("4/lagged", lambda v: v * 1.1, "the design effect of consecutive windows must be"),
+        ("4/intraclass", changed(-1, lambda v: v + 1e-3), "the design effect of groups must be"),
+        ("4/consecutive", changed((..., 0), lambda v: v * 3), "the variance of consecutive windows is"),
+        ("32/grouped", changed((..., 0), lambda v: v * 3), "the variance of grouped windows is"),
+        ("4/random", changed((..., 0), lambda v: v * 3), "the variance of random windows is"),
+        ("4/consecutive", changed((..., 1), lambda v: v * 100), "that consecutive windows are independent draws must"),
+        ("4/grouped", changed((..., 1), lambda v: v * 100), "that grouped windows are independent draws must"),
+        ("rounding", lambda v: v[:, ::-1], "M[*] must be larger with sums in float32"),
+        ("rounding", changed((-1, 1), lambda v: v * 20), "in bfloat16 must be a steady share of"),
+    ],
     "error_surface": [
         ("line/gradients", lambda v: -v, "the gradients at .1, 1. are off"),
         ("line/gradient_of_mean", lambda v: v * [1, -1], "−ḡ and the way to the minimum must have cosine"),
