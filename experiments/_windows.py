@@ -41,7 +41,7 @@ def parameters(key: jax.Array, hidden: int) -> Any:
 def loss_fn(params: Any, example: Any) -> Any:
     """Mean cross-entropy of the characters of a window, in float32 at least."""
     x, (last, before) = example["x"], params["embeddings"]
-    logits = jnp.tanh(last[x[1:-1]] + before[x[:-2]]) @ params["weights"] + params["bias"]
+    logits = jnp.tanh(last[x[1:-1]] + before[x[:-2]]) @ params["weights"] + params["bias"][None]
     wide = jnp.promote_types(jnp.float32, logits.dtype)
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide), x[2:]).mean()
 

@@ -121,7 +121,7 @@ def measured(params: Any, data: Any, config: Config, key: jax.Array) -> dict[str
     keys = jax.random.split(key, config.num_roundings)
     errors = [np.asarray(rounding_errors(way, params, data, mean, keys)) for way in SUMS]
     return {
-        "trace": jnp.sum((rows - mean) ** 2) / len(rows),
+        "trace": jnp.sum((rows - mean[None]) ** 2) / len(rows),
         "squared_norm": jnp.sum(mean**2),
         "rounding": [np.mean(e) for e in errors],
         "rounding_error": [np.std(e, ddof=1) / np.sqrt(len(e)) for e in errors],
@@ -197,7 +197,7 @@ def _draw_effects(axes: Any, results: Arrays, which: int) -> None:
             axes,
             1.2 * sizes[-1],
             law[-1],
-            f"one every {stride}\ncharacters",
+            f"every {stride} characters",
             color="black" if color == SKY else color,
             va="center",
         )
@@ -205,9 +205,9 @@ def _draw_effects(axes: Any, results: Arrays, which: int) -> None:
         mean, error = results[f"{results['strides'].min()}/random"].T
         axes.errorbar(sizes, mean, 2 * error, color="black", marker="D", mfc="white", linestyle="none", capsize=2)
     reference(axes, y=1, color="black")
-    note(axes, 1.2 * sizes[-1], 0.97, "at random", va="top")
+    note(axes, 1.2 * sizes[-1], 0.97, ("at random", "independent")[which], va="top")
     title, x = (("consecutive windows", "batch size $M$ (windows)"), ("groups", "windows in a group, $b$"))[which]
-    limits: dict[str, Any] = {"xlim": (0.8, 10 * sizes[-1]), "ylim": (0.7, 20)}
+    limits: dict[str, Any] = {"xlim": (0.8, 20 * sizes[-1]), "ylim": (0.7, 20)}
     panel(axes, title, x=x, y="" if which else r"variance $\div$ $\mathrm{tr}\,\Sigma/M$", log="xy", **limits)
     axes.set_xticks(sizes, map(str, sizes))
     axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
@@ -218,9 +218,8 @@ def _draw_limits(axes: Any, results: Arrays) -> None:
     steps, limits = 1 + results["steps"], results["trace"][:, None] / results["rounding"]
     for k, color in enumerate((BLUE, ORANGE)):
         axes.plot(steps, limits[:, k], color=color, marker=MARKERS[k])
-        height, side = ((1.6, "bottom"), (0.35, "top"))[k]
-        note(axes, steps[0], limits[0, k] * height, f"$M^*$, sums in {SUMS[k]}", color=color, va=side)
+        note(axes, steps[0], limits[0, k] * 1.6, f"$M^*$, sums\nin {SUMS[k]}", color=color, va="bottom")
     scale = results["trace"] / results["squared_norm"]
     axes.plot(steps, scale, color="black", linestyle=DASHED)
     note(axes, steps[-1], scale[-1] / 1.8, r"$\mathrm{tr}\,\Sigma/\Vert\bar g\Vert^2$", ha="right", va="top")
-    panel(axes, "bfloat16 along a run", x="1 + step", y="batch size (windows)", log="xy", ylim=(1, 1e7))
+    panel(axes, "bfloat16 along a run", x="1 + step", y="batch size (windows)", log="xy", ylim=(1, 1e8))
