@@ -42,8 +42,7 @@ def loss_fn(params: Any, example: Any) -> Any:
     """Mean cross-entropy of the characters of a window, in float32 at least."""
     x, (last, before) = example["x"], params["embeddings"]
     logits = jnp.tanh(last[x[1:-1]] + before[x[:-2]]) @ params["weights"] + params["bias"][None]
-    wide = jnp.promote_types(jnp.float32, logits.dtype)
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(wide), x[2:]).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(wide(logits), x[2:]).mean()
 
 
 def mean_gradient(params: Any, batch: Any) -> jax.Array:
@@ -53,7 +52,12 @@ def mean_gradient(params: Any, batch: Any) -> jax.Array:
 
 def flat(tree: Any) -> jax.Array:
     """All coordinates, in float32 at least."""
-    return jnp.concatenate([leaf.astype(jnp.promote_types(jnp.float32, leaf.dtype)).ravel() for leaf in tree.values()])
+    return jnp.concatenate([wide(leaf).ravel() for leaf in tree.values()])
+
+
+def wide(values: jax.Array) -> jax.Array:
+    """The same numbers, in float32 if they are in bfloat16."""
+    return values.astype(jnp.float32) if values.dtype == jnp.bfloat16 else values
 
 
 def gradients(params: Any, batch: Any) -> jax.Array:
