@@ -40,6 +40,8 @@ SETTINGS: dict[str, Any] = {
     "legend.handlelength": 2.4,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
 }
 
 

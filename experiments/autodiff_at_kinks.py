@@ -113,5 +113,5 @@ def draw(results: Arrays) -> Figure:
     ticks = {-SHOWN: r"$-\infty$", -1: "$-1$", 0: "0", 1: "1", 2: "2", SHOWN: r"$\infty$", MISSING: "NaN"}
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set(ylim=(len(rows) - 0.3, -0.7), xlim=(-SHOWN - 0.2, MISSING + 0.2), xlabel="derivative")
-    figure.legend(loc="outside lower center", ncols=2, fontsize="x-small")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -7,9 +7,9 @@ Run time   about 10 seconds on two cores
 Expected   thirteen cases hold: the mean of drawn gradients within 4.5 standard errors of F'; six fail, by what their
            closed forms say; of fifteen usual losses, two lose the gradient and eight the second derivative
 
-Left: the derivative of the expectation F, and the expectation of the derivatives that ``jax.grad`` returns. Middle: a
-smooth loss without a dominating function; the derivative at 0 is 0 for every finite data set, 1 for the population.
-Right: the usual losses, twice differentiated; those with kinks lose what the kinks contribute.
+Left: the expectation of the derivatives that ``jax.grad`` returns less the derivative of the expectation F, from both
+sides where F has a kink. Middle: a smooth loss without a dominating function; the derivative at 0 is 0 for every finite
+data set, 1 for the population. Right: the same gap of the usual losses, twice differentiated; kinks are lost.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments._claims import Claims
 from experiments._harness import Arrays, Seeded
-from experiments._panels import BLUE, COLORS, DASHED, DOTTED, ORANGE, page, panel
+from experiments._panels import BLUE, COLORS, DASHED, DOTTED, ORANGE, SKY, note, page, panel, reference
 from jaxsgd import exchange
 
 TOLERANCE = 1e-3  # ten times what central differences are off, a tenth of the smallest failure
@@ -114,42 +114,48 @@ def check(results: Arrays) -> Claims:
 
 
 def draw(results: Arrays) -> Figure:
-    """The cases, the limits that do not commute, and the second derivatives of the usual losses."""
+    """The gaps of the cases, the limits that do not commute, and the gaps of second derivatives."""
     figure = page(height_to_width_ratio=0.44)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 0.8, 0.9))
-    _draw_pairs(left, results["cases"], results["derivative"], results["expected_gradient"])
-    panel(left, x="derivative at one $\\theta$")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.05, 0.9, 0.95))
+    _draw_gaps(left, results["cases"], results["expected_gradient"][:, None] - results["derivative"])
+    panel(left, "gradient at one $\\theta$", x=r"$\mathbb{E}\,L'-(\mathbb{E}\,L)'$")
     _draw_limits(middle, results)
-    _draw_pairs(right, results["losses"], np.repeat(results["of_mean"][:, 1:], 2, axis=1), results["mean_of"][:, 1])
-    panel(right, x="second derivative")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    second = (results["mean_of"] - results["of_mean"])[:, 1:]
+    _draw_gaps(right, results["losses"], np.where(np.abs(second) > TOLERANCE, second, 0))  # a quadrature has its error
+    panel(right, "second derivative", x=r"$\mathbb{E}\,L''-(\mathbb{E}\,L)''$")
     return figure
 
 
-def _draw_pairs(axes: Any, names: np.ndarray, of_mean: np.ndarray, mean_of: np.ndarray) -> None:
-    """One row for each name: an open square for the derivative of F (both sides), a disk for what JAX averages."""
-    rows = np.arange(len(names))
-    fails = np.abs(of_mean - mean_of[:, None]).max(axis=1) > TOLERANCE
-    for side, label in zip(of_mean.T, ("of the expectation, $F'$", None), strict=True):
-        axes.plot(side, rows, "s", mfc="none", color="black", markersize=5, label=label)
-    axes.plot(mean_of[~fails], rows[~fails], "o", color=BLUE, label="expected gradient, the same")
-    axes.plot(mean_of[fails], rows[fails], "X", color=ORANGE, markersize=4.5, label="expected gradient, not the same")
-    axes.set_yticks(rows, [_typeset(name) for name in names], fontsize="x-small")
-    axes.set(ylim=(len(names) - 0.4, -0.6))
-    axes.axvline(0, color="0.8", linewidth=0.6, zorder=0)
+def _draw_gaps(axes: Any, names: np.ndarray, gaps: np.ndarray) -> None:
+    """One row for each name: a dot at 0 where exchange holds, and elsewhere bars from 0, to both sides if F has two."""
+    fails = np.abs(gaps).max(axis=1) > 0
+    order = np.argsort(~fails, kind="stable")
+    reference(axes, x=0, color="0.7", linestyle="-", zorder=0)
+    for row, i in enumerate(order):
+        for gap in np.unique(gaps[i]) if fails[i] else ():
+            axes.plot([0, gap], [row, row], color=ORANGE, linewidth=2)
+            axes.plot(gap, row, "X", color=ORANGE, markersize=4.5)
+            if gap:
+                text, side = f"{gap:+.2g}".replace("-", "−"), np.sign(gap)
+                note(axes, gap + 0.12 * side, row, text, va="center", color=ORANGE, ha="left" if gap > 0 else "right")
+    holds = np.flatnonzero(~fails[order])
+    axes.plot(0 * holds, holds, "o", color=BLUE)
+    note(axes, 0.12, holds.mean(), "equal", color=BLUE, va="center")
+    axes.set_yticks(np.arange(len(names)), [_typeset(name) for name in names[order]])
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(-1.7, 1.7))
 
 
 def _draw_limits(axes: Any, results: Arrays) -> None:
-    theta = results["theta"]
-    axes.plot(theta, (1 - 2 * theta**2) * np.exp(-(theta**2)), color="black", label="population")
-    dashes = (DOTTED, DASHED, (0, (6, 1.5)))
-    for size, slopes, color, dash in zip(
-        results["data_set_sizes"], results["finite_slopes"], COLORS, dashes, strict=False
-    ):
-        axes.plot(theta, slopes, color=color, linestyle=dash, label=f"$N = {size}$")
-    label = f"slope of the mean loss ({UNDOMINATED})"
-    legend = {"fontsize": "x-small", "loc": "upper center", "labelspacing": 0.3}
-    panel(axes, x=r"$\theta$", y=label, ylim=(-0.08, 3.1), legend=legend)
+    theta, dashes = results["theta"], (DOTTED, DASHED, (0, (6, 1.5)))
+    places = ((0.2, 1.78, "left"), (-0.07, 1.88, "right"), (0, 1.96, "left"))  # of the names, beside the peaks
+    sizes = zip(results["data_set_sizes"], results["finite_slopes"], COLORS, dashes, places, strict=True)
+    for size, slopes, color, dash, (x, y, side) in sizes:
+        axes.plot(theta, slopes, color=color, linestyle=dash)
+        note(axes, x, y, f"$N={size}$", color=color if color != SKY else "black", ha=side)
+    axes.plot(theta, (1 - 2 * theta**2) * np.exp(-(theta**2)), color="black", linewidth=1.4)
+    note(axes, 0.42, 0.57, "population", va="center")
+    limits: dict[str, Any] = {"ylim": (-0.08, 2.2), "xlim": (-0.43, 0.95), "xticks": (-0.4, 0, 0.4)}
+    panel(axes, UNDOMINATED, x=r"$\theta$", y="slope of the mean loss", **limits)
 
 
 def _typeset(name: str) -> str:

@@ -35,6 +35,8 @@ TOLERANCE = 200  # in units in the last place, u
 MODELS: tuple[Model, ...] = ("line", "sigmoid", "tanh", "relu")
 PROGRAMS = ("mean of gradients", "Python loop", "jaxsgd", "by hand")
 
+EQUAL = 1e-19  # where 0 is on a logarithmic axis
+
 
 class Config(Seeded):
     """Settings of the experiment."""
@@ -198,15 +200,19 @@ def _draw_programs(axes: Any, results: Arrays) -> None:
     for d, dtype in enumerate(DTYPES):
         for p, name in enumerate(PROGRAMS):
             places = np.arange(len(models)) + 0.14 * (p - 1.5)
-            values = np.maximum(results["programs"][d, :, p], 1e-18)
-            axes.plot(places, values, label=name if d == 0 else None, **mark(p, line="none"))
+            values = results["programs"][d, :, p]
+            axes.plot(
+                places, np.where(values == 0, EQUAL, values), label=name if d == 0 else None, **mark(p, line="none")
+            )
         reference(axes, y=results["unit"][d], color="black")
-        note(axes, len(models) - 0.5, results["unit"][d] / 2, f"$u$ of {dtype}", ha="right", va="top")
-    note(axes, 0.3, 1e-18, "equal", va="center")
+        note(axes, len(models) - 0.65, results["unit"][d] / 2, f"$u$ of {dtype}", ha="right", va="top")
+    axes.axhspan(EQUAL / 10, 10 * EQUAL, color="0.93", zorder=0)
+    note(axes, len(models) - 0.65, EQUAL, "equal bit by bit", ha="right", va="center")
     axes.set_xticks(np.arange(len(models)), models)
     legend = {"ncols": 2, "columnspacing": 0.8, "loc": "upper center", "handlelength": 1}
     label = r"distance $\div$ $\Sigma|g_i|/N$"
-    panel(axes, "programs for one gradient", y=label, log="y", ylim=(3e-19, 3e1), legend=legend)
+    panel(axes, "programs for one gradient", y=label, log="y", ylim=(EQUAL / 10, 3e1), legend=legend)
+    axes.set_yticks([EQUAL, *(10.0**k for k in range(-16, 1, 4))], ["0", *(f"$10^{{{k}}}$" for k in range(-16, 1, 4))])
 
 
 def _draw_rounding(axes: Any, results: Arrays) -> None:

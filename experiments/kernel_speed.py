@@ -240,5 +240,5 @@ def draw(results: Arrays) -> Figure:
     panels[0].xaxis.set_minor_formatter(NullFormatter())
     panels[1].set_xlabel("time ÷ time of the mean gradient in the same framework")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=5, fontsize=6)
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=5)
     return figure

@@ -7,7 +7,7 @@ Expected   every design unbiased to rounding on four problems; on six scalar gra
            blocks have many times that variance, and their design effect is 1 + (M−1)ρ
 
 Variances are exact, from the law of each design and the factored per-example gradients; bars are two standard errors of
-batches really drawn.
+batches really drawn. Four more designs, a line fit and the diabetes data are checked as well, and not drawn.
 """
 
 from collections.abc import Callable
@@ -17,37 +17,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 import jaxsgd
 from experiments._claims import MAX_Z, Claims
 from experiments._harness import Arrays, Seeded, progress, table
-from experiments._panels import BLUE, DASHED, ORANGE, SKY, page, panel
+from experiments._panels import BLUE, DASHED, ORANGE, SKY, note, page, panel, reference
 from jaxsgd import designs, estimators, problems
 
+SIZE = "batch size $M$ (examples)"
 DRAWN = ((6, 3), (1536, 64))  # population and batch sizes at which batches are drawn too
-SMALL = {"six scalar gradients": (1, 2, 3, 6), "line fit": (1, 2, 3, 4)}  # ticks
 Laws = dict[str, Callable[[int], designs.SamplingDesign]]
-STYLES = {
-    "with replacement": ("black", "", DASHED),
-    "distinct units": ("black", "x", ":"),
-    "without replacement": ("black", "o", "-"),
-    "Bernoulli": ("0.5", "v", ":"),
-    "Poisson, optimal": (SKY, "v", ":"),
-    "importance, optimal": (SKY, "^", "-"),
-    "conditional Poisson": (SKY, "D", "--"),
-    "stratified": (BLUE, "D", "-"),
-    "systematic": (BLUE, "s", "--"),
-    "blocks": (ORANGE, "s", "-"),
-    "circular blocks": (ORANGE, "P", "--"),
-    "blocks, sorted by label": ("0.5", "X", "-."),
+SIX, DIGITS, SORTED = "six scalar gradients", "digits", "blocks, sorted by label"
+DARKER = {"0.5": "0.4", SKY: "black"}  # of names
+# what is drawn: color, marker and line, and in which panels, with the place of its name and the side the name lies on
+STYLES: dict[str, tuple[str, str, Any, dict[str, tuple[float, float, str]]]] = {
+    "with replacement": ("black", "", DASHED, {SIX: (6.15, 1, "left"), DIGITS: (620, 1, "left")}),
+    "distinct units": ("0.5", "x", ":", {SIX: (6.15, 0.45, "left")}),
+    "without replacement": ("black", "o", "-", {SIX: (6.15, 0.1, "left"), DIGITS: (620, 0.68, "left")}),
+    "Bernoulli": ("0.5", "v", ":", {SIX: (1.15, 2.17, "left")}),
+    "conditional Poisson": (SKY, "D", "--", {SIX: (3.3, -0.1, "center")}),
+    "stratified": (BLUE, "D", "-", {SIX: (1.88, 0.25, "right"), DIGITS: (9.5, 0.163, "right")}),
+    "systematic": (BLUE, "s", "--", {SIX: (1.88, 0.42, "right"), DIGITS: (620, 0.157, "left")}),
+    "blocks": (ORANGE, "s", "-", {SIX: (3.15, 2.11, "left"), DIGITS: (620, 0.55, "left")}),
 }
 
 
 class Config(Seeded):
     """Settings of the experiment."""
 
-    panels: tuple[str, ...] = ("six scalar gradients", "line fit", "diabetes", "digits")
+    panels: tuple[str, ...] = (SIX, "line fit", "diabetes", DIGITS)
     """The problems."""
     num_examples: int = 1536
     """Digits used, in stored order."""
@@ -59,7 +57,7 @@ class Config(Seeded):
     """At most how many batch sizes of a problem, the smallest."""
 
 
-QUICK = Config(panels=("six scalar gradients", "digits"), num_examples=60, hidden=4, num_draws=100, num_sizes=3)
+QUICK = Config(panels=(SIX, DIGITS), num_examples=60, hidden=4, num_draws=100, num_sizes=3)
 SUMMARY = (
     "every design unbiased to {largest_bias:.0e}; drawn variances within {worst_z:.1f} standard errors; blocks of "
     "digits sorted by label have {largest_effect[digits, blocks, sorted by label]:.0f} times the variance of "
@@ -95,10 +93,10 @@ def populations(config: Config, key: jax.Array) -> dict[str, tuple[Any, np.ndarr
     six = problems.Problem(lambda theta, value: theta * value, jnp.ones(()), values)
     divisors = tuple(M for M in (1, 4, 12, 16, 64, 256, 512) if config.num_examples % M == 0)
     given: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
-        "six scalar gradients": (six, None, (1, 2, 3, 4, 5, 6)),
+        SIX: (six, None, (1, 2, 3, 4, 5, 6)),
         "line fit": (problems.line_fit(), None, (1, 2, 3, 4)),
         "diabetes": (diabetes, None, (1, 4, 20, 88, 220)),
-        "digits": (digits, np.asarray(digits.data["y"]), divisors),
+        DIGITS: (digits, np.asarray(digits.data["y"]), divisors),
     }
     return {
         name: (jaxsgd.per_example_gradients(problem.loss_fn)(problem.params, problem.data), labels, sizes)
@@ -123,7 +121,7 @@ def laws(g: Any, labels: np.ndarray | None) -> Laws:
         "blocks": designs.Blocks,
         "circular blocks": designs.CircularBlocks,
     }
-    return found | ({"blocks, sorted by label": designs.Blocks} if labels is not None else {})
+    return found | ({SORTED: designs.Blocks} if labels is not None else {})
 
 
 def inclusion(sizes: np.ndarray, M: int) -> np.ndarray:
@@ -189,14 +187,14 @@ def check(results: Arrays) -> Claims:
     claims["worst_z"] = np.abs((drawn - exact) / error).max()
     independent = np.abs((1 - exact) / error).max()
     claims.above(independent, MAX_Z, "the law of independent draws must be rejected somewhere, got z = {:.1f}")
-    sorted_blocks = effect(results, "digits", "blocks, sorted by label")
+    sorted_blocks = effect(results, DIGITS, SORTED)
     message = "batches of one class must be noisier than independent draws, got a design effect of {:.2f}"
     enter = "largest_effect.digits, blocks, sorted by label"
     claims.above(max(sorted_blocks.values()), 2, message, enter=enter)
-    claims["largest_effect"]["digits, blocks"] = max(effect(results, "digits", "blocks").values())
+    claims["largest_effect"]["digits, blocks"] = max(effect(results, DIGITS, "blocks").values())
     helpful = ("stratified", "importance, optimal")
-    claims["least_effect"] = {name: min(effect(results, "digits", name).values()) for name in helpful}
-    units, draws = (effect(results, "six scalar gradients", name) for name in ("distinct units", "with replacement"))
+    claims["least_effect"] = {name: min(effect(results, DIGITS, name).values()) for name in helpful}
+    units, draws = (effect(results, SIX, name) for name in ("distinct units", "with replacement"))
     better = all(units[M] <= draws[M] for M in units)
     claims.require(better, "averaging distinct units must not be worse than all draws")
     return claims
@@ -213,34 +211,40 @@ def check_groups(claims: Claims, results: Arrays) -> None:
     known = {("systematic", 2): 43 / 93, ("systematic", 3): 25 / 93, ("blocks", 2): 163 / 93, ("blocks", 3): 196 / 93}
     for (name, M), expected in known.items():
         message = f"the design effect of {name} at M = {M} must be {expected}, got {{}}"
-        claims.equal(effect(results, "six scalar gradients", name)[M], expected, message)
+        claims.equal(effect(results, SIX, name)[M], expected, message)
     grouped = np.isfinite(results["intraclass"])
     gap = np.abs(results["effect"] - results["intraclass"])[grouped]
     claims.below(gap, 1e-9, "the design effect of groups must be 1 + (M−1)ρ, got a difference of {:.1e}")
 
 
 def draw(results: Arrays) -> Figure:
-    """Design effect against batch size, one panel for each problem."""
-    figure = page(ncols=4, height_to_width_ratio=1.15)
-    names = list(dict.fromkeys(results["panel"].tolist()))
-    handles: dict[str, Any] = {}
-    for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
-        for design, (color, marker, line) in STYLES.items():
-            rows = (results["panel"] == name) & (results["design"] == design) & (results["effect"] > 1e-9)
-            M, exact, drawn, error = (results[key][rows] for key in ("batch_size", "effect", "drawn", "standard_error"))
-            if rows.any():
-                style = {"color": color, "marker": marker, "linestyle": line}
-                (handles[design],) = axes.plot(M, exact, **style, markersize=2.8)
-                axes.errorbar(M, drawn, 2 * error, color=color, linestyle="none", capsize=1.5)
-        panel(axes, name, x="batch size $M$ (examples)", log="xy")
-        axes.title.set_fontsize("small")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        if name == "diabetes":
-            axes.set_yticks([0.2, 0.5, 1])
-        if name in SMALL:
-            axes.set_xticks(SMALL[name], map(str, SMALL[name]))
-            axes.xaxis.set_minor_locator(NullLocator())
-    figure.axes[0].set_ylabel(r"variance $\div$ $\mathrm{tr}\,\Sigma/M$")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize="x-small")
+    """Design effect against batch size: six scalar gradients, and digits."""
+    figure = page(ncols=2, height_to_width_ratio=0.72)
+    six, digits = figure.subplots(1, 2)
+    _draw_designs(six, results, SIX)
+    ratio = r"variance $\div$ $\mathrm{tr}\,\Sigma/M$"
+    panel(six, SIX, x=SIZE, y=ratio, xlim=(0.7, 8.1), ylim=(-0.2, 2.4), xticks=range(1, 7))
+    _draw_designs(digits, results, DIGITS)
+    panel(digits, DIGITS, x=SIZE, log="x", xlim=(0.85, 5000), ylim=(0, 2.05))
+    digits.set_xticks([4**k for k in range(5)], [str(4**k) for k in range(5)])
+    digits.minorticks_off()
+    worst = effect(results, DIGITS, SORTED)
+    for M in [M for M in worst if M > 1 and M != 12]:  # 12 has no room beside 16
+        note(digits, M, 1.72, f"{worst[M]:.2g}", color=ORANGE, ha="center")
+        digits.annotate("", (M, 1.72), (M, 1.54), arrowprops={"arrowstyle": "->", "color": ORANGE, "linewidth": 0.7})
+    note(digits, 1, 1.9, f"{SORTED}, off the scale:", color=ORANGE)
     return figure
+
+
+def _draw_designs(axes: Any, results: Arrays, name: str) -> None:
+    """Lines of the exact variances with their names, and drawn ones with two standard errors."""
+    reference(axes, y=0, color="0.8", linestyle="-", zorder=0)
+    for design, (color, marker, line, places) in STYLES.items():
+        rows = (results["panel"] == name) & (results["design"] == design)
+        if name in places and rows.any():
+            M, exact, drawn, error = (results[key][rows] for key in ("batch_size", "effect", "drawn", "standard_error"))
+            shown = (exact > 1e-9) | (design == "without replacement")  # all that are exact at M = N meet there
+            axes.plot(M[shown], exact[shown], color=color, marker=marker, linestyle=line)
+            axes.errorbar(M, drawn, 2 * error, color=color, linestyle="none", capsize=2, elinewidth=0.7)
+            x, y, side = places[name]
+            note(axes, x, y, design, color=DARKER.get(color, color), ha=side, va="center")

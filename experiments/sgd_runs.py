@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 import jaxsgd
 from experiments._claims import Claims
 from experiments._harness import Arrays, Settings, progress
-from experiments._panels import DOTTED, mark, note, page, panel, reference
+from experiments._panels import DOTTED, SKY, mark, note, page, panel, reference
 from experiments._scaled_losses import FAMILIES, SCALED, Numbers, for_sum, variants
 from jaxsgd import designs, problems, training
 
@@ -51,6 +51,9 @@ CASES: dict[str, tuple[str, Numbers]] = {
     "Adam, L2 penalty": ("adam", {"penalty": 0.01}),
     "Adam, ε > 0": ("adam", {"epsilon": 1e-8}),
 }
+
+
+HEIGHTS = {"clipping": 2, "L2 penalty": 0.5, "Adam, L2 penalty": 0.15, "Adam, ε > 0": 2}  # of names, over the curves'
 
 
 class Config(Settings):
@@ -231,9 +234,9 @@ def draw(results: Arrays) -> Figure:
             first = axes if first is None else first
             _draw_losses(axes, results, str(name), unit)
             axes.tick_params(labelleft=place == 0)
-            legend = {"loc": "lower left", "handlelength": 1.6, "labelspacing": 0.3} if row == place == 0 else ""
-            panel(axes, "" if row else name, x=unit, y="" if place else "mean loss", log="xy", legend=legend)
+            panel(axes, "" if row else name, x=unit, y="" if place else "mean loss", log="xy")
     _draw_apart(figure.add_subplot(grid[:, -1]), results)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=4)
     return figure
 
 
@@ -254,11 +257,13 @@ def _draw_apart(axes: Any, results: Arrays) -> None:
         steps = np.arange(1, len(repaired) + 1)
         axes.plot(steps, repaired, color="0.6", linewidth=0.7)
         if SCALED & numbers.keys():
-            axes.plot(steps, as_it_is, **mark(place), markevery=0.2, label=name)
+            axes.plot(steps, as_it_is, **mark(place), markevery=0.2)
+            factor, color = HEIGHTS[name], mark(place)["color"]
+            style = {"va": "bottom" if factor > 1 else "top", "color": "black" if color == SKY else color}
+            note(axes, steps[-1], factor * as_it_is[-1], name, ha="right", **style)
             place += 1
     rounding = np.finfo(float).eps
     reference(axes, y=rounding, color="black", linewidth=0.8, linestyle=DOTTED)
     note(axes, steps[-1], 3 * rounding, "rounding", ha="right", va="bottom")
     distance = r"$\Vert\theta_{\rm sum}-\theta_{\rm mean}\Vert\,/\,\Vert\theta_{\rm mean}\Vert$"
-    legend = {"loc": "center right", "bbox_to_anchor": (1, 0.34), "handlelength": 1.8}
-    panel(axes, "sum of a batch against its mean", x="steps", y=distance, log="y", ylim=(1e-17, 10), legend=legend)
+    panel(axes, "sum of a batch against its mean", x="steps", y=distance, log="y", ylim=(1e-17, 20))

@@ -10,9 +10,9 @@ Expected   simulated runs within 4.5 standard errors of the exact covariance, wh
            quadratics with M = 1, where additive noise gives 1/2 and the diffusion 3/8; η*(1) = 6/7 there; on the
            diabetes regression η* = 0.143 at M = 1 and 0.497 = 2/λ_max at M = 442
 
-Left: excess loss of the stationary state, relative to that of the diffusion approximation. Middle: the diabetes
+Above: excess loss of the stationary state, relative to that of the diffusion approximation; and that of the diabetes
 regression along η/M = κ and ηc_M = κ, in units of κ tr C/4 with C the covariance of the gradients at the minimum.
-Right: the stability threshold. Lines are exact, points are simulated runs.
+Below: the stability threshold, and its distance from that of all data. Lines are exact, points are simulated runs.
 """
 
 from typing import Any
@@ -28,6 +28,8 @@ from jaxsgd import designs, dynamics, problems
 
 SMALL = dynamics.Quadratics.from_minima([1, 2, 3], [3, 0, -1]).floats()
 EVERY = 10
+SIZE = "batch size $M$ (examples)"
+REPLACEMENT: tuple[tuple[str, str, Any], ...] = (("without", COLORS[0], "-"), ("with", COLORS[1], LONG_DASHED))
 
 
 class Config(Seeded):
@@ -238,8 +240,9 @@ def check_scaling(claims: Claims, results: Arrays) -> None:
 
 
 def draw(results: Arrays) -> Figure:
-    """Three panels: noise against step size, along scaling rules, and the threshold."""
-    return page_of(results, _draw_noise, _draw_scaling, _draw_thresholds, ratio=0.85)
+    """Noise against step size and along scaling rules; the threshold, and how far it is from that of all data."""
+    panels = _draw_noise, _draw_scaling, _draw_thresholds, _draw_gaps
+    return page_of(results, *panels, nrows=2, ratio=0.58)
 
 
 def _draw_noise(axes: Any, results: Arrays) -> None:
@@ -257,7 +260,16 @@ def _draw_noise(axes: Any, results: Arrays) -> None:
     axes.plot([], [], color="black", linestyle=LONG_DASHED, label="additive noise")
     axes.plot([], [], color="black", linewidth=0.8, linestyle=DOTTED, label="diffusion")
     legend, ratio = {"loc": "upper left", "labelspacing": 0.3}, r"excess loss $\div$ diffusion's"
-    panel(axes, x=r"step size $\eta\,/\,\eta^*(M)$", y=ratio, log="y", ylim=(0.8, 20), xlim=(0, 1), legend=legend)
+    panel(
+        axes,
+        "two problems",
+        x=r"step size $\eta\,/\,\eta^*(M)$",
+        y=ratio,
+        log="y",
+        ylim=(0.8, 20),
+        xlim=(0, 1),
+        legend=legend,
+    )
     axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     axes.minorticks_off()
 
@@ -265,32 +277,36 @@ def _draw_noise(axes: Any, results: Arrays) -> None:
 def _draw_scaling(axes: Any, results: Arrays) -> None:
     """Excess loss in units of the diffusion with replacement, along η ∝ M and η ∝ 1/c_M."""
     sizes, kappas, unit = (results[f"scaling/{name}"] for name in ("sizes", "kappa", "unit"))
-    for rule, line, label in (("size", (0, ()), "{0:g}M"), ("factor", LONG_DASHED, "{0:g}/c_M")):
+    for rule, line, label in (("size", (0, ()), r"$\eta=\kappa M$"), ("factor", LONG_DASHED, r"$\eta=\kappa/c_M$")):
+        axes.plot([], [], color="black", linestyle=line, label=label)
         for row in (1, 0):
-            style = {"color": COLORS[row], "linestyle": line, "label": rf"$\eta={label.format(kappas[row])}$"}
-            axes.plot(sizes, results[f"scaling/{rule}"][row], **style)
+            axes.plot(sizes, results[f"scaling/{rule}"][row], color=COLORS[row], linestyle=line)
+    for row, height in ((1, 1.35), (0, 0.68)):
+        note(axes, 1, height, rf"$\kappa={kappas[row]:g}$", color=COLORS[row])
     rows = results["diabetes/runs"]
     _, first = np.unique(rows[:, 0], return_index=True)
     M, _, loss, error = rows[first, :4].T
     axes.errorbar(M, loss / unit, 2 * error / unit, **mark(1, line="none"))
-    legend = {"loc": "upper right", "labelspacing": 0.3, "handlelength": 1.7, "bbox_to_anchor": (1.03, 1)}
-    ratio = r"excess loss $\div$ $\kappa\,\mathrm{tr}\,C/4$"
-    panel(axes, x="batch size $M$ (examples)", y=ratio, log="x", ylim=(0, 5), legend=legend)
+    ratio = r"excess loss $\div$ diffusion's $\kappa\,\mathrm{tr}\,C/4$"
+    panel(axes, "diabetes, scaled step sizes", x=SIZE, y=ratio, log="x", ylim=(0, 5), legend="upper right")
 
 
 def _draw_thresholds(axes: Any, results: Arrays) -> None:
-    """The stability threshold against the batch size; inside, how far it is from that of all data."""
+    """The stability threshold against the batch size."""
     sizes, descent = results["threshold/size"], results["threshold/descent"][0]
-    inside = axes.inset_axes((0.5, 0.15, 0.48, 0.29))
-    for name, color, line in (("without", COLORS[0], (0, ())), ("with", COLORS[1], LONG_DASHED)):
-        threshold = results[f"threshold/{name}"]
-        axes.plot(sizes, threshold, color=color, linestyle=line, label=f"{name} replacement")
-        gap = 1 - threshold / descent
-        inside.plot(sizes[gap > 1e-9], gap[gap > 1e-9], color=color, linestyle=line)
+    for name, color, line in REPLACEMENT:
+        axes.plot(sizes, results[f"threshold/{name}"], color=color, linestyle=line, label=f"{name} replacement")
     reference(axes, y=descent, color="black", linewidth=0.8, linestyle=DOTTED)
     note(axes, 1, descent + 0.005, r"$2/\lambda_{\max}$", va="bottom")
-    legend, height = {"loc": "upper right", "bbox_to_anchor": (1, 0.74)}, r"stability threshold $\eta^*(M)$"
-    panel(axes, x="batch size $M$ (examples)", y=height, log="x", ylim=(0, 0.56), legend=legend)
-    note(inside, 0.04, 0.1, r"$1-\eta^*\lambda_{\max}/2$", transform=inside.transAxes)
-    panel(inside, log="xy", ylim=(1e-4, 1))
-    inside.tick_params(labelsize="small")
+    height = r"stability threshold $\eta^*(M)$"
+    panel(axes, "diabetes", x=SIZE, y=height, log="x", ylim=(0, 0.56), legend="lower right")
+
+
+def _draw_gaps(axes: Any, results: Arrays) -> None:
+    """How far the threshold is below that of all data."""
+    sizes, descent = results["threshold/size"], results["threshold/descent"][0]
+    for name, color, line in REPLACEMENT:
+        gap = 1 - results[f"threshold/{name}"] / descent
+        axes.plot(sizes[gap > 1e-9], gap[gap > 1e-9], color=color, linestyle=line, label=f"{name} replacement")
+    height = r"$1-\eta^*(M)\,\lambda_{\max}/2$"
+    panel(axes, "diabetes", x=SIZE, y=height, log="xy", ylim=(1e-4, 1), legend="lower left")

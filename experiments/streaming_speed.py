@@ -161,18 +161,19 @@ def check(results: Arrays) -> Claims:
 
 def draw(results: Arrays) -> Figure:
     """The cost of a pass, and the peak memory against the size of the data set."""
-    figure = column(nrows=2, height_to_width_ratio=0.42)
+    figure = column(nrows=2, height_to_width_ratio=0.5)
     cost, memory = figure.subplots(nrows=2)
     names, sizes = results["names"].tolist(), results["memory_sizes"]
     places = np.arange(len(names))[::-1]
     reference(cost, x=1, linewidth=0.6)
     for place, model in enumerate(results["models"].tolist()):
         streamed, held = (results[name][place] / 1e6 for name in ("peak_bytes", "peak_bytes_held"))
-        cost.plot(results["ratio"][place], places, **mark(place, line="none"), label=model)
-        memory.plot(sizes, streamed, **mark(place), label=f"{model}, streamed")
-        memory.plot(sizes, held, **mark(place, line=":") | {"markerfacecolor": "none"}, label="data held")
+        beside = 1 - 2 * place  # so that no point hides another
+        cost.plot(results["ratio"][place], places + 0.15 * beside, **mark(place, line="none"))
+        memory.plot(sizes / 1e3 - 3 * beside, streamed, **mark(place), label=f"{model}, streamed")
+        memory.plot(sizes / 1e3 - 3 * beside, held, **mark(place, line=":", hollow=True), label="data held")
     cost.set_yticks(places, names)
     cost.set(xlabel="time ÷ time of a plain pass", xlim=(0, None), ylim=(-0.6, len(names) - 0.4))
-    memory.set(xlabel="number of examples", ylabel="peak memory (MB)", ylim=(0, None), xticks=sizes)
+    memory.set(xlabel="thousand examples", ylabel="peak memory (MB)", ylim=(0, None), xticks=sizes / 1e3)
     figure.legend(*memory.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

@@ -30,7 +30,7 @@ import jaxsgd
 from experiments._claims import Claims
 from experiments._harness import Arrays, Settings, progress
 from experiments._models import gpt, mean_loss
-from experiments._panels import page_of, panel, series
+from experiments._panels import BLUE, ORANGE, note, page_of, panel, series
 from experiments._timing import flat, in_turn, relative_error, seconds
 from jaxsgd import designs, monitors, problems, sweeps, training
 
@@ -233,20 +233,33 @@ def draw(results: Arrays) -> Figure:
 def _draw_times(axes: Any, results: Arrays) -> None:
     loop, ours = results["loop_microseconds"], results["sweep_microseconds"]
     series(axes, results["batch_sizes"], {"Python loop over jitted steps": loop, "sweep": ours})
+    for values, name, color in ((loop, "Python loop over jitted steps", BLUE), (ours, "sweep", ORANGE)):
+        note(axes, results["batch_sizes"][-1], 1.18 * values[-1], name, ha="right", va="bottom", color=color)
     limits = float(ours.min()) / 2, 2 * float(loop.max())
     height = "microseconds per step of one run"
-    panel(axes, x="batch size $M$", y=height, log="y", ylim=limits, legend={"fontsize": 6})
-    axes.set_xscale("log", base=2)
+    panel(axes, x="batch size $M$ (examples)", y=height, log="y", ylim=limits)
+    _label_sizes(axes, results)
+    ticks = [tick for tick in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if limits[0] <= tick <= limits[1]]
+    axes.set_yticks(ticks, map(str, ticks))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_losses(axes: Any, results: Arrays) -> None:
     losses = np.median(np.nan_to_num(results["final_loss"], nan=np.inf), axis=-1)
-    grays = np.linspace(0.75, 0.0, losses.shape[1])
+    grays = np.linspace(0.65, 0.0, losses.shape[1])
+    sizes = results["batch_sizes"]
     for k, (rate, gray) in enumerate(zip(results["learning_rates"], grays, strict=True)):
         style = {"color": str(gray), "marker": ("o", "s", "^", "D", "v")[k % 5]}
-        axes.plot(results["batch_sizes"], losses[:, k], **style, label=f"{rate:g}")
-    axes.set_xscale("log", base=2)
+        axes.plot(sizes, losses[:, k], **style)
+        note(axes, 1.25 * sizes[-1], losses[-1, k], rf"$\eta = {rate:g}$", va="center", color=str(0.8 * gray))
     height = f"median loss after {results['num_steps']:,} steps"
-    legend = {"title": "learning rate", "ncols": 2, "fontsize": 6}
-    panel(axes, x="batch size $M$", y=height, log="y", legend=legend)
+    panel(axes, x="batch size $M$ (examples)", y=height, log="y")
+    _label_sizes(axes, results)
+    axes.set_xlim(right=5 * sizes[-1])
+
+
+def _label_sizes(axes: Any, results: Arrays) -> None:
+    """Every batch size by its number."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(results["batch_sizes"], map(str, results["batch_sizes"]))
+    axes.minorticks_off()

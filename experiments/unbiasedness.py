@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 import jaxsgd
 from experiments._claims import Claims
 from experiments._harness import Arrays, Seeded, table
-from experiments._panels import COLORS, MARKERS, note, page_of, panel, reference, series
+from experiments._panels import COLORS, DOTTED, MARKERS, SKY, note, page_of, panel, reference, series
 from jaxsgd import designs, dynamics, estimators, problems
 
 GRADIENTS = (1, 2, 4, 7, 11, 17)
@@ -31,6 +31,13 @@ EXAMPLES = (0, 1, 3, 4)  # of the Langevin dynamics
 STRATA = (0, 0, 0, 1, 1, 1)
 LABELS = ("mean", "sum", "$N/M$ times the sum")
 BATCH_SIZE = "batch size $M$ (examples)"
+TRAP_NAMES = {  # where they are in the figure
+    "mean, 0 if empty": (1.25, -2.35),
+    "Poisson, plain mean": (1.8, 2.95),
+    "Hájek": (3.2, 0.5),
+    "fixed groups, plain mean": (1.25, 4),
+    "strata, unweighted": (4.2, 2.35),
+}
 SCALES: tuple[designs.Scale, ...] = ("mean", "sum", "total")
 
 
@@ -172,33 +179,40 @@ def draw(results: Arrays) -> Figure:
 
 def _draw_biases(axes: Any, results: Arrays) -> None:
     count = len(set(results["design"][results["kind"] == "unbiased"]))
-    axes.plot(range(1, 7), np.zeros(6), color="black", marker="o", label=f"{count} designs")
-    styles = zip((*COLORS, "0.5", COLORS[0]), (*MARKERS[1:], "D", "v", "X"), ("-", "--", "-.", ":", "--"), strict=True)
+    axes.plot((1, 6), (0, 0), color="0.8", linewidth=5, solid_capstyle="round", zorder=0)
+    note(axes, 6.2, 0, f"{count}\ndesigns", va="center")
+    styles = zip((*COLORS, "0.5", "black"), (*MARKERS[1:], "D", "v", "X"), ("-", "--", "-.", ":", DOTTED), strict=True)
     for name, (color, marker, line) in zip(_traps(results), styles, strict=True):
         M, biases = (results[what][results["design"] == name] for what in ("batch_size", "bias"))
-        axes.plot(M, biases, color=color, marker=marker, linestyle=line, label=name)
-    legend = {"fontsize": "x-small", "labelspacing": 0.25, "loc": "upper right"}
-    panel(axes, x=BATCH_SIZE, y=r"bias of $\hat g$  ($\bar g = 7$)", xticks=range(1, 7), legend=legend)
-    axes.set_ylim(top=9.5)
+        axes.plot(M, biases, color=color, marker=marker, linestyle=line)
+        note(axes, *TRAP_NAMES[name], name, color={SKY: "black", "0.5": "0.4"}.get(color, color), va="center")
+    limits: dict[str, Any] = {"xlim": (0.7, 7.7), "ylim": (-2.8, 4.6)}
+    panel(axes, x=BATCH_SIZE, y=r"bias of $\hat g$  ($\bar g = 7$)", xticks=range(1, 7), **limits)
 
 
 def _draw_slopes(axes: Any, results: Arrays) -> None:
-    series(axes, range(1, 5), dict(zip(LABELS, results["slope"], strict=True)))
     reference(axes, y=-1, color="black", linewidth=0.6)
-    note(axes, 2.6, -0.93, r"$\bar g$", va="bottom")
-    legend = {"fontsize": "x-small", "loc": "lower left", "bbox_to_anchor": (0, 0.16)}
-    panel(axes, x=BATCH_SIZE, y="expected slope", xticks=range(1, 5), ylim=(-4.6, 0.4), legend=legend)
+    note(axes, 4.15, -0.93, r"$\bar g$", va="bottom")
+    _draw_scales(axes, results["slope"], ((2.5, -0.85), (2.95, -2.7), (1.4, -4.15)), ("bottom", "bottom", "top"))
+    panel(axes, x=BATCH_SIZE, y="expected slope", xticks=range(1, 5), xlim=(0.8, 4.4), ylim=(-4.7, 0.2))
 
 
 def _draw_langevin(axes: Any, results: Arrays) -> None:
-    series(axes, range(1, 5), dict(zip(LABELS, results["langevin"], strict=True)))
+    _draw_scales(axes, results["langevin"], ((2.5, 1.08), (2.3, 0.55), (1.02, 0.325)), ("bottom", "bottom", "top"))
     for color, values, error in zip(COLORS, results["simulated"], results["standard_error"], strict=True):
         axes.errorbar(range(1, 5), values, 2 * error, linestyle="none", color=color, capsize=2)
     reference(axes, y=0.25, color="black", linewidth=0.6)
-    note(axes, 1, 0.235, "posterior", va="top")
+    note(axes, 1, 0.245, "posterior", va="top")
     panel(axes, x=BATCH_SIZE, y=r"stationary variance of $\theta$", log="y", ylim=(0.18, 1.6), xticks=range(1, 5))
     axes.set_yticks([0.2, 0.5, 1.0], ["0.2", "0.5", "1"])
     axes.minorticks_off()
+
+
+def _draw_scales(axes: Any, curves: np.ndarray, places: Any, sides: tuple[str, ...]) -> None:
+    """A curve for each scale of a batch, and its name at a place above or below it."""
+    series(axes, range(1, 5), dict(zip(LABELS, curves, strict=True)))
+    for label, (x, y), side, color in zip(LABELS, places, sides, (*COLORS[:2], "black"), strict=True):
+        note(axes, x, y, label, color=color, va=side)
 
 
 def _traps(results: Arrays) -> list[str]:

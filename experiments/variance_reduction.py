@@ -256,6 +256,6 @@ def draw(results: Arrays) -> Figure:
         panel(axes, log="xy", ylim=(3e-7, 3e3))
         axes.title.set_fontsize("small")
     left[0].set_ylabel(r"variance $\div$ that of uniform sampling")
-    left[0].legend(fontsize="x-small", loc="lower left")
-    right.legend(fontsize="x-small", loc="upper left", labelspacing=0.3)
+    left[0].legend(loc="lower left")
+    right.legend(loc="upper left", labelspacing=0.3)
     return figure

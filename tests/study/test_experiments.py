@@ -162,6 +162,8 @@ def test_listing_is_instant_and_shows_every_claim():
 def test_full_figure_is_stored_and_indexed(stem):
     for kind in (".png", ".pdf", ".npz", ".json"):
         assert (_harness.FIGURES / f"{stem}{kind}").exists()
+    record = json.loads((_harness.FIGURES / f"{stem}.json").read_text(encoding="utf-8"))
+    assert record["claim"] == _harness.claim(stem)
     assert f"[`{stem}`]" in (_harness.FOLDER.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
 
 
