@@ -27,10 +27,10 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxsgd
+from experiments._characters import LENGTH, gradients, loss_fn, mean_gradient, parameters, rounded, windows
 from experiments._claims import Claims
 from experiments._harness import Arrays, Seeded, progress
 from experiments._panels import BLUE, COLORS, DASHED, MARKERS, ORANGE, SKY, note, page_of, panel, reference
-from experiments._characters import LENGTH, gradients, loss_fn, mean_gradient, parameters, rounded, windows
 from jaxsgd import designs, estimators, training
 
 SUMS, LAWS = ("float32", "bfloat16"), (designs.CircularBlocks, designs.Blocks)

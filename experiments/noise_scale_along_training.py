@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 import jaxsgd
 from experiments._claims import Claims, z_scores
 from experiments._harness import Arrays, Seeded, table
-from experiments._panels import DASHED, mark, note, page_of, panel, reference
 from experiments._monitored import MONITORS, NUM_GROUPS, along
+from experiments._panels import DASHED, mark, note, page_of, panel, reference
 from jaxsgd import designs, problems, training
 
 LOOKS, EARLY = (16, 32, 64, 256, 1024), 64  # steps of readings, and the last early one
