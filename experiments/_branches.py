@@ -36,7 +36,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "digits": Setting((30, 300, 3000), (0.2, 0.5, 0.6), {"SGD": 0.3, "AdamW": 0.003}, 2),
-    "clothes": Setting((50, 400, 3000), (0.75, 0.87, 0.93), {"SGD": 0.1, "AdamW": 0.003}, 1),
+    "clothes": Setting((50, 400, 3000), (0.75, 0.87, 0.86), {"SGD": 0.1, "AdamW": 0.003}, 1),
     "text": Setting((100, 600, 2000), (0.92, 0.96, 0.98), {"SGD": 0.3, "AdamW": 0.003}, 1),
 }
 

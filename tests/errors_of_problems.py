@@ -36,12 +36,12 @@ CASES: list[Case] = [
     (ValueError, "is no IDX file: it begins with b'PNG!'", lambda folder, _: idx(folder, gzip.compress(b"PNG!"))),
     (
         ValueError,
-        "is damaged: an array of shape [2] takes 10 bytes, got 9",
+        "is damaged: 10 bytes are to hold an array of shape [2], got 9",
         lambda folder, _: idx(folder, gzip.compress(b"\0\0\x08\x01\0\0\0\x02a")),
     ),
     (
         ValueError,
-        "must hold images of 28 × 28, and as many labels be there, got (0,) and (0,)",
+        "must be of images of 28 × 28 and as many labels, got (0,), (0,)",
         lambda folder, _: idx(folder, gzip.compress(b"\0\0\x08\x01\0\0\0\0")),
     ),
     (ValueError, "hidden must be at least 1, got 0", lambda *_: network(hidden=0)),

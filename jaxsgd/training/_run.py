@@ -99,11 +99,8 @@ def run_sgd(
         params: θ at the start, a pytree of floating-point arrays.
         data: a pytree of arrays with N examples along the first axis of each, on one device or on several.
         optimizer: an Optax transformation, or with ``learning_rates`` a function of one of them, as ``optax.adam`` is.
-        design: a sampling design.
-        num_steps: how many steps.
-        key: a JAX random key.
-        num_runs: how many runs with keys of their own, side by side.
-        learning_rates: a vector of learning rates, each of which is tried in each run.
+        design, num_steps, key: a sampling design, how many steps are made with it, and a JAX random key.
+        num_runs, learning_rates: how many runs with keys of their own, and a vector of rates tried in each, side by side.
         eval_fn: ``eval_fn(params)``, one number (named ``"eval"``) or a dict of numbers, recorded with the loss.
         record_every: after how many steps to record again; by default only at the first step and the last.
         keep_params_at: increasing step numbers, 0 to ``num_steps``, at which θ is kept, in the memory of the host.

@@ -42,7 +42,7 @@ FLOORS: list[dict[str, str]] = [
     },
     {
         "noise_scale": "noise",
-        "batch_size": "_core kernels noise",
+        "batch_size": "_core designs kernels noise training",
         "variance_reduction": "_core kernels designs estimators",
         "surfaces": "_core kernels",
         "sweeps": "_core shell training",
