@@ -92,15 +92,18 @@ def run_sgd(
 ) -> RunResult:
     """Run stochastic gradient descent: at each step, ĝ = Σ w_i g_i of a fresh batch goes to the optimizer.
 
-    Keys, batches, checkpoints and what is guaranteed are described in :mod:`jaxsgd.training`.
+    More is said in :mod:`jaxsgd.training`. Runs that diverge have losses that are infinite or NaN.
 
     Args:
         loss_fn: the loss of ONE example, ``loss_fn(params, example) -> scalar``.
         params: θ at the start, a pytree of floating-point arrays.
         data: a pytree of arrays with N examples along the first axis of each, on one device or on several.
         optimizer: an Optax transformation, or with ``learning_rates`` a function of one of them, as ``optax.adam`` is.
-        design, num_steps, key: a sampling design, how many steps are made with it, and a JAX random key.
-        num_runs, learning_rates: how many runs with keys of their own, and a vector of rates tried in each, side by side.
+        design: a sampling design.
+        num_steps: how many steps.
+        key: a JAX random key.
+        num_runs: how many runs with keys of their own, side by side.
+        learning_rates: a vector of learning rates, each of which is tried in each run.
         eval_fn: ``eval_fn(params)``, one number (named ``"eval"``) or a dict of numbers, recorded with the loss.
         record_every: after how many steps to record again; by default only at the first step and the last.
         keep_params_at: increasing step numbers, 0 to ``num_steps``, at which θ is kept, in the memory of the host.
@@ -114,9 +117,6 @@ def run_sgd(
         opt_state: of the optimizer at the start, such as that of an earlier run; by default a fresh one.
         eval_data: examples over which the recorded loss is the mean, such as held-out ones; by default all of ``data``.
         stop_when: ``stop_when(step, metrics)`` of a record: if it is true, the run ends there.
-
-    Returns:
-        :class:`RunResult`. Runs that diverge have losses that are infinite or NaN.
 
     Raises:
         TypeError, ValueError, OSError: naming what is wrong with an argument, a loss at the start or the checkpoint.
