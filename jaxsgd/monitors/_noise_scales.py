@@ -138,8 +138,7 @@ def noise_scale(
     Args:
         every: measure at steps that it divides.
         decay: of the weights of former measurements; 0 keeps the last one only. Intervals need more than 1/3.
-        where: which parameters to look at, a function of their path such as ``"['norm']['scale']"``. LayerNorm scales
-            alone predict the total of a transformer, up to a constant, at next to no cost.
+        where: which parameters to look at, a function of their path such as ``"['norm']['scale']"``.
         name: a prefix of what is read.
         centered: subtract the mean before squaring. Without it, S has a relative rounding error of 1 + 1/B times that
             of a sum, and the cost is that of the norms alone.
@@ -148,8 +147,7 @@ def noise_scale(
         confidence_level: with what probability the interval holds B.
 
     References:
-        S. McCandlish, J. Kaplan, D. Amodei et al., arXiv:1812.06162, 2018; G. Gray et al., "Normalization layer
-        per-example gradients are sufficient to predict gradient noise scale in transformers", arXiv:2411.00999, 2024.
+        S. McCandlish, J. Kaplan, D. Amodei et al., arXiv:1812.06162, 2018.
 
     >>> from jaxsgd import monitors, per_example_gradients, problems
     >>> loss_fn, params, data = problems.line_fit()
