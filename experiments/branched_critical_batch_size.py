@@ -1,16 +1,19 @@
-"""What a noise scale says of the critical batch size, measured: by a factor that depends on the problem and the phase.
+"""Early in a run the noise scale pooled along it is the critical batch size; later it may be several times off.
 
-From checkpoints early, in the middle and late in a run, with the state of the optimizer, branches at five batch sizes
-with tuned learning rates are run to a lower loss; the hyperbola through their steps is the critical batch size. Beside
-it are the noise scales that are to tell it: at the checkpoint, and pooled along a branch; B_simple, with curvature, and
-in the metric of the optimizer; and the largest batch without harm after equal examples (Merrill et al., 2025).
+From checkpoints early, in the middle and late in runs of SGD and of AdamW, with the state of the optimizer, branches at
+five batch sizes with tuned learning rates are run to a lower loss; the hyperbola through their steps is the critical
+batch size. Beside it are the noise scales that are to tell it, at the checkpoint alone and pooled along a branch:
+tr Σ/‖ḡ‖², that with curvature, and that in the metric of the optimizer; and the largest batch without harm after equal
+examples (Merrill et al., 2025), with learning rates by the usual rules.
 
 Command    python -m experiments branched_critical_batch_size
-Run time   about an hour on two cores; Fashion-MNIST must be there (see problems.fashion_mnist)
-Expected   every best learning rate inside the grid; a table of factors, by predictor, with intervals over seeds
+Run time   about ten minutes on two cores; --tasks digits clothes text takes hours, and needs Fashion-MNIST
+Expected   on the digits, every best learning rate inside its grid; early, pooled noise scales within a factor of 1.5 of
+           the measured value; late with SGD some 5 times above, with AdamW from the middle on a seventh of it; at one
+           checkpoint from 1 to infinitely many times
 
-Left: critical batch sizes along training. Right: each predictor over the measured value, for every problem, optimizer
-and phase, with 95 % intervals over seeds.
+Left: critical batch sizes along training. Right: noise scales over the measured value, with 95 % intervals over seeds;
+bars are single checkpoints, those at the edge beyond it or infinite.
 """
 
 import math
@@ -32,20 +35,22 @@ from jaxsgd.batch_size import fit_tradeoff
 
 POOLED = ("simple", "curvature", "metric P", "metric P²")
 EXAMPLES = "equal examples"
-FACTOR = 4.0
+EARLY_FACTOR, FACTOR = 1.5, 8.0
 
 
 class Config(Seeded):
     """Settings of the experiment."""
 
-    tasks: tuple[str, ...] = ("digits", "clothes", "text")
-    """Which problems."""
+    tasks: tuple[str, ...] = ("digits",)
+    """Which problems, of digits, clothes and text."""
     batch_sizes: tuple[int, ...] = (4, 12, 36, 108, 324)
     """Of the branches."""
     num_seeds: int = 5
     """Runs from other weights."""
     base_batch_size: int = 128
     """Of the runs to the checkpoints."""
+    num_phases: int = 3
+    """How many of the checkpoints."""
     num_points: int = 6
     """Where along a branch noise scales are measured."""
     num_examples: int = 1024
@@ -54,7 +59,7 @@ class Config(Seeded):
     """Of the trace of HΣ."""
 
 
-QUICK = Config(tasks=("digits",), batch_sizes=(8, 32, 128), num_seeds=2, num_points=3, num_examples=256, num_probes=2)
+QUICK = Config(tasks=("digits",), batch_sizes=(4, 24, 144), num_seeds=3, num_points=3, num_examples=256, num_probes=2)
 SUMMARY = (
     "noise scales pooled along a branch are {least_pooled:.2g} to {largest_pooled:.2g} times the critical batch size, "
     "at the checkpoint alone {least_at_once:.2g} to {largest_at_once:.2g} times"
@@ -92,10 +97,14 @@ def check(results: Arrays) -> Claims:
     low, high = found["critical"][:, 1:].T
     claims.require(np.all((low > 0) & (high < np.inf)), "critical batch sizes must have intervals")
     pooled = found["simple"][:, 0]
+    off, early = np.maximum(pooled, 1 / pooled), np.array([rows["phase"][0] == 0 for rows in cases])
     alone = np.array([at_once(rows, "simple") / over_seeds(rows, "critical")[0] for rows in cases])
-    message = "a noise scale pooled along a branch must be within a factor of {limit} of the critical batch size"
-    claims.below(np.maximum(pooled, 1 / pooled), FACTOR, message.format(limit=FACTOR) + ", got {:.1f}")
-    claims.above(alone, FACTOR, "that one checkpoint tells as much must be rejected")
+    message = "early, a pooled noise scale must be within a factor of 1.5 of the critical batch size, got {:.2f}"
+    claims.below(off[early], EARLY_FACTOR, message, enter="early_factor")
+    claims.below(off, FACTOR, "a pooled noise scale must be within a factor of 8, got {:.2f}", enter="largest_factor")
+    if not early.all():  # in a quick run they are
+        claims.above(off.max(), 2, "that pooled noise scales are always near must be rejected")
+        claims.above(alone.max(), FACTOR, "that one checkpoint tells as much must be rejected")
     claims |= {"least_pooled": pooled.min(), "largest_pooled": pooled.max()}
     claims |= {"least_at_once": alone.min(), "largest_at_once": alone.max()}
     claims["cases"] = {
@@ -112,7 +121,8 @@ def grouped(results: Arrays) -> Iterator[Arrays]:
         for optimizer in OPTIMIZERS:
             for phase in range(len(PHASES)):
                 rows = (results["task"] == task) & (results["optimizer"] == optimizer) & (results["phase"] == phase)
-                yield {name: values[rows] for name, values in results.items()}
+                if rows.any():
+                    yield {name: values[rows] for name, values in results.items()}
 
 
 def label(rows: Arrays) -> str:
@@ -153,7 +163,7 @@ def at_once(rows: Arrays, name: str) -> np.ndarray:
 def draw(results: Arrays) -> Figure:
     """Critical batch sizes along training, and what the predictors are of them."""
     cases = list(grouped(results))
-    figure = page(ncols=2, height_to_width_ratio=0.9)
+    figure = page(ncols=2, height_to_width_ratio=0.75)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.9))
     for place in range(0, len(cases), len(PHASES)):
         series = cases[place : place + len(PHASES)]
@@ -165,7 +175,9 @@ def draw(results: Arrays) -> Figure:
         left.errorbar(x, values, [values - low, high - values], label=name, capsize=1.5, elinewidth=0.6, **style)
     ticks = {"xticks": range(len(PHASES)), "xticklabels": PHASES}
     panel(left, "measured", y="critical batch size (examples)", log="y", legend="upper left", **ticks)
+    left.set_ylim(top=2.5 * left.get_ylim()[1])
     draw_factors(right, cases)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -186,8 +198,5 @@ def draw_factors(axes: Any, cases: list[Arrays]) -> None:
         alone = np.clip(at_once(case, "simple") / over_seeds(case, "critical")[0], *limits)
         y = np.full(len(alone), heights[k] - 0.35)
         axes.plot(alone, y, "|", color="black", markersize=4, label="one checkpoint, each seed" if k == 0 else None)
-    labels = {"yticks": heights, "yticklabels": [label(case) for case in cases]}
-    legend = {"loc": "upper right"}
-    panel(
-        axes, "predicted", x="noise scale over the critical batch size", log="x", xlim=limits, legend=legend, **labels
-    )
+    ticks = {"yticks": heights, "yticklabels": [label(case) for case in cases], "xlim": limits}
+    panel(axes, "predicted", x="noise scale over the critical batch size", log="x", **ticks)

@@ -18,6 +18,8 @@ and hands on nothing, such as flax's ``TrainState.apply_gradients``, shows them 
     state = monitors.observe(state, per_example_gradients=g)
     state = state.apply_gradients(grads=g.mean())
 
+Shown ``g.in_metric(noise.optimizer_metric(state))`` for g, a monitor reads the noise scale as Adam's updates feel it.
+
 What is measured is the gradient of the batch, wherever in a chain the monitor stands: it may have been clipped before.
 Inside ``optax.MultiSteps`` the last microbatch of every step is looked at, in front of it each one.
 

@@ -146,12 +146,17 @@ def readings(state: PyTree) -> dict[str, Array]:
     for node in _states(state):
         prefix = f"{node.statistic.name}/" if node.statistic.name else ""
         with jax.debug_nans(False):
-            values = node.statistic.read(node)
+            values = node.statistic.read(jax.tree.map(jnp.asarray, node, is_leaf=_is_array))
         for name, value in values.items():
             if prefix + name in found:
                 raise ValueError(f"name must tell monitors apart, got {prefix + name!r} twice")
             found[prefix + name] = value
     return found
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether it stands for an array, as flax's variables do."""
+    return hasattr(leaf, "__jax_array__")
 
 
 def observe(

@@ -47,7 +47,7 @@ def expected():
         loss_fn, PARAMS, (X, Y), optax.adam(0.1), DESIGN, NUM_STEPS, KEY, monitors=[watched()], record_every=NUM_STEPS
     )
     readings = {name: values[-1] for name, values in result.metrics.items() if name != "loss"}
-    assert len(readings) == 3
+    assert len(readings) == 6
     return readings, result.params
 
 

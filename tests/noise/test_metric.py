@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxsgd
-from jaxsgd import estimators, moments, noise
+from jaxsgd import estimators, moments, monitors, noise
 from tests.support.registry import gradients_given, measured, skewed
 
 PARAMS = {"w": jnp.asarray(skewed(3, 2)), "b": jnp.asarray(skewed(2, seed=1))}
@@ -160,3 +160,26 @@ def test_the_metric_of_signs_is_their_response_to_small_means() -> None:
     np.testing.assert_allclose(noise.sign_metric(variance, of="decrease"), np.sqrt(metric), rtol=1e-12)
     least = noise.sign_metric(jnp.asarray([0.0, 1.0]))
     assert 0 < float(least[0]) < 1e-300
+
+
+@jax.numpy_dtype_promotion("standard")  # which Optax is written for
+def test_monitors_read_what_they_are_shown() -> None:
+    """A monitor that is shown gradients in the metric of a live state reads the noise scale in it, under jit too."""
+    params, data = PARAMS, DATA
+    optimizer = monitors.observed(optax.chain(monitors.noise_scale(decay=0.0), optax.adam(1e-2)))
+
+    @jax.jit
+    def step(params, state, data):
+        g = jaxsgd.per_example_gradients(loss_fn)(params, data)
+        state = monitors.observe(state, per_example_gradients=g.in_metric(noise.optimizer_metric(state)))
+        updates, state = optimizer.update(g.mean(), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    g = jaxsgd.per_example_gradients(loss_fn)(params, data)
+    _, state = optimizer.update(g.mean(), state, params)
+    expected = jaxsgd.noise_scale(g, metric=state)
+    _, state = step(params, state, data)
+    found = monitors.readings(state)
+    np.testing.assert_allclose(found["noise_scale"], expected.value, rtol=1e-5)
+    np.testing.assert_allclose(found["trace_covariance"], expected.trace_covariance, rtol=1e-5)
