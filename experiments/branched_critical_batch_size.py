@@ -7,7 +7,7 @@ tr Σ/‖ḡ‖², that with curvature, and that in the metric of the optimizer;
 examples (Merrill et al., 2025), with learning rates by the usual rules.
 
 Command    python -m experiments branched_critical_batch_size
-Run time   about ten minutes on two cores; --tasks digits clothes text takes hours, and needs Fashion-MNIST
+Run time   about four minutes on two cores; --tasks clothes text takes hours, and Fashion-MNIST
 Expected   on the digits, every best learning rate inside its grid; early, pooled noise scales within a factor of 1.5 of
            the measured value; late with SGD some 5 times above, with AdamW from the middle on a seventh of it; at one
            checkpoint from 1 to infinitely many times
