@@ -115,7 +115,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 class OnlyExceptions(doctest.OutputChecker):
     """In float64 other numbers are drawn."""
 
-    def check_output(self, want: str, got: str, optionflags: int) -> bool:  # noqa: ARG002
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
         return True
 
 
