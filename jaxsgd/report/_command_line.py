@@ -83,7 +83,12 @@ def _report_parser() -> _Parser:
     add("target", nargs="?", metavar="TARGET", help="my_package.my_module:make_problem")
     add("--data", metavar="FILE_OR_FOLDER", help=".npz, .npy, .parquet, or a folder of .npy files")
     add("--out", metavar="FOLDER", default="jaxsgd_report", help="where to write (default: %(default)s)")
-    add("--checkpoint", metavar="FILE", help=".npz of jaxsgd.report.save_checkpoint: parameters to take instead")
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        action="append",
+        help=".npz of jaxsgd.report.save_checkpoint: parameters to take instead; several pool the noise scale",
+    )
     add("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
     add("--batch-size", type=int, metavar="M", help="where sampling designs are compared (default: the advice)")
     add("--sample-size", type=int, default=2048, metavar="n", help="examples kept one by one (default: %(default)s)")
@@ -104,11 +109,12 @@ def _report(options: argparse.Namespace) -> int:
         raise Refusal("report needs a target, for example my_package.my_module:make_problem")
     if not 0 <= options.seed < 2**32:
         raise Refusal(f"--seed must be from 0 to {2**32 - 1}, got {options.seed}")
+    checkpoints = options.checkpoint or []
     for name in ("out", "data", "checkpoint"):
-        if getattr(options, name) == "":
+        if "" in (checkpoints if name == "checkpoint" else [getattr(options, name)]):
             raise Refusal(f"--{name} must be the name of a {'folder' if name == 'out' else 'file or folder'}, got ''")
     _require_folder(Path(options.out))
-    for path in (options.data, options.checkpoint):
+    for path in (options.data, *checkpoints):
         if path is not None and not Path(path).exists():
             raise Refusal(f"there is no file or folder {path}{nearest(Path(path))}")
     make = resolve(options.target)
@@ -120,7 +126,7 @@ def _report(options: argparse.Namespace) -> int:
         problem,
         name=options.target,
         key=key,
-        checkpoint=options.checkpoint,
+        checkpoint=checkpoints or None,
         batch_size=options.batch_size,
         sample_size=options.sample_size,
         chunk_size=options.chunk_size,

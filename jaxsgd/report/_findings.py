@@ -38,8 +38,23 @@ class ParameterShare:
 
 
 @dataclass(frozen=True)
+class PooledNoiseScale:
+    """The noise scale of a stretch of training, the ratio of averages over checkpoints.
+
+    Attributes:
+        num_checkpoints: how many.
+        value: the estimate for what the data were drawn from.
+        interval: its interval, (low, high), which includes how much the checkpoints differ.
+    """
+
+    num_checkpoints: int
+    value: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Findings:
-    """What was measured; all of it is about the gradients at one θ.
+    """What was measured; all of it is about the gradients at one θ, but for what is pooled.
 
     Attributes:
         name: what is reported on.
@@ -65,6 +80,7 @@ class Findings:
         check: every statistic against the loop over examples.
         explanation: how the gradients of every parameter are kept.
         batch_loss: the form of the batch loss, or None if none was given.
+        pooled: the noise scale over several checkpoints, or None if there were not several.
     """
 
     name: str
@@ -90,6 +106,7 @@ class Findings:
     check: checks.PerExampleCheck
     explanation: str
     batch_loss: BatchLossFindings | None
+    pooled: PooledNoiseScale | None
 
     @property
     def sample_size(self) -> int:
@@ -112,13 +129,13 @@ class Findings:
         The best step along a noisy gradient gains ‖ḡ‖²/(‖ḡ‖² + E‖ĝ − ḡ‖²) of what it gains without noise, where the
         curvature is the same in all directions (McCandlish et al., arXiv:1812.06162, 2018, with 1/M for c_M).
         """
-        M, N = batch_size, self.num_examples
-        return 1 + self.noise_scale * ((N - M) / (M * (N - 1))) if self.noise_scale < math.inf else math.inf + 0 * M
+        M, N, B = batch_size, self.num_examples, trusted(self.noise_scale, self.pooled)
+        return 1 + B * ((N - M) / (M * (N - 1))) if math.isfinite(B) else math.inf + 0 * M
 
     def examples(self, batch_size: Any) -> Any:
         """Examples differentiated at a batch size, relative to the fewest: M steps(M)/B, or M/B + (N − M)/(N − 1)."""
-        M, N = batch_size, self.num_examples
-        return M / self.noise_scale + (N - M) / (N - 1) if self.noise_scale > 0 else math.inf + 0 * M
+        M, N, B = batch_size, self.num_examples, trusted(self.noise_scale, self.pooled)
+        return M / B + (N - M) / (N - 1) if B > 0 else math.inf + 0 * M
 
 
 @dataclass(frozen=True)
@@ -140,11 +157,16 @@ class BatchSizeRow:
 
 def batch_size_table(findings: Findings) -> tuple[BatchSizeRow, ...]:
     """Powers of two about the noise scale, the batch size of the report, and all data."""
-    B, N = findings.noise_scale, findings.num_examples
+    B, N = trusted(findings.noise_scale, findings.pooled), findings.num_examples
     center = math.log2(min(max(B, 1), N))
     exponents = range(max(math.floor(center) - 4, 0), math.floor(min(center + 4, math.log2(N))) + 1)
     sizes = sorted({2**k for k in exponents} | {findings.batch_size, N})
     return tuple(BatchSizeRow(M, findings.variance_at(M), findings.steps(M), findings.examples(M)) for M in sizes)
+
+
+def trusted(noise_scale: float, pooled: PooledNoiseScale | None) -> float:
+    """The noise scale that advice is read off: that over several checkpoints, where there are, if it is one."""
+    return noise_scale if pooled is None or not 0 < pooled.value < math.inf else pooled.value
 
 
 def advised(noise_scale: float, population_size: int) -> int:

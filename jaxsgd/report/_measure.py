@@ -22,7 +22,7 @@ from jaxsgd.noise import noise_scale
 from jaxsgd.problems import Problem
 from jaxsgd.report._batch_loss import examine
 from jaxsgd.report._designs import compare_designs
-from jaxsgd.report._findings import ParameterShare, advised
+from jaxsgd.report._findings import ParameterShare, PooledNoiseScale, advised, trusted
 from jaxsgd.report._parameters import load_checkpoint, name_of
 from jaxsgd.report._report import Report
 from jaxsgd.report._subset import Reservoir, Subset, draw
@@ -52,7 +52,8 @@ def report(
             ``data`` is what :func:`jaxsgd.gradient_moments` takes: arrays, a source, or an iterable of batches.
         name: the heading.
         key: draws the subset, and goes to a ``batch_loss_fn`` with a third argument; ``jax.random.key(0)`` by default.
-        checkpoint: a file of :func:`save_checkpoint`, whose parameters are taken instead of the problem's.
+        checkpoint: a file of :func:`save_checkpoint`, whose parameters are taken instead of the problem's; or several
+            along a run, of which the last one is looked at, and the noise scale pooled over all.
         batch_size: where designs are compared; the advice by default.
         sample_size: the most examples whose gradients are looked at one by one, at least 2.
         chunk_size: how many examples are differentiated at a time.
@@ -74,8 +75,8 @@ def report(
     loss_fn, params, data, batch_loss_fn = as_problem(problem)
     key = jax.random.key(0) if key is None else key
     validate.random_key(key=key)
-    if checkpoint is not None:
-        params = load_checkpoint(checkpoint, params)
+    along = _checkpoints(checkpoint, params)
+    params = along[-1]
     validate.floating_leaves(params=params)
     subset_key, loss_key = jax.random.split(key)
     m, subset = _one_pass(loss_fn, params, data, sample_size, chunk_size, subset_key)
@@ -89,7 +90,8 @@ def report(
     T, G = float(m.trace_covariance(ddof=0)), float(m.squared_mean_norm)
     B = T / G if G > 0 else math.inf if T > 0 else 0.0
     population = _noise_scale(g)
-    batch_size = advised(B, N) if batch_size is None else batch_size
+    pooled = _pooled(loss_fn, along, subset.examples, memory_limit) if len(along) > 1 else None
+    batch_size = advised(trusted(B, pooled), N) if batch_size is None else batch_size
     validate.positive_integer(batch_size=batch_size)
     validate.at_most(N, "the population size", batch_size=batch_size)
     sizes = grid(N)
@@ -117,7 +119,28 @@ def report(
         check=check,
         explanation=g.explain(),
         batch_loss=batch_loss,
+        pooled=pooled,
     )
+
+
+def _checkpoints(checkpoint: Any, params: PyTree) -> list[PyTree]:
+    """The parameters of the problem, or those of one checkpoint or several."""
+    paths = [] if checkpoint is None else checkpoint if isinstance(checkpoint, list | tuple) else [checkpoint]
+    return [load_checkpoint(path, params) for path in paths] or [params]
+
+
+def _pooled(loss_fn: kernels.Loss, along: list[PyTree], examples: PyTree, memory_limit: int) -> PooledNoiseScale:
+    """The noise scale over several θ, each on examples of its own, so that errors are independent."""
+    count = len(jax.tree.leaves(examples)[0])
+    validate.at_least(2 * len(along), sample_size=count)
+    batches = np.array_split(np.arange(count), len(along))
+    gradients = kernels.per_example_gradients(loss_fn, memory_limit=memory_limit)
+    several = [
+        gradients(params, jax.tree.map(lambda leaf, rows=rows: leaf[rows], examples))
+        for params, rows in zip(along, batches, strict=True)
+    ]
+    found = noise_scale(several, confidence_level=_LEVEL)
+    return PooledNoiseScale(len(along), float(found.value), (float(found.low), float(found.high)))
 
 
 def as_problem(problem: Any, what: str = "problem") -> tuple[Any, Any, Any, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxsgd._core.tables import decimal, percent, table
-from jaxsgd.report._findings import BatchSizeRow, Findings, advised, batch_size_table
+from jaxsgd.report._findings import BatchSizeRow, Findings, advised, batch_size_table, trusted
 
 _INDENTED: dict[str, Any] = {"width": 110, "initial_indent": "  ", "subsequent_indent": "  "}
 _MUCH_NOISE = 1.2  # of unshuffled data relative to independent draws: worth a word
@@ -109,14 +109,15 @@ def parameter_rows(findings: Findings) -> list[tuple[str, ...]]:
 
 
 def _batch_size(findings: Findings) -> Verdict:
-    M = advised(findings.noise_scale, findings.num_examples)
+    M = advised(trusted(findings.noise_scale, findings.pooled), findings.num_examples)
     if not 0 < findings.noise_scale < math.inf:
         why = "all gradients are equal" if findings.noise_scale == 0 else "the mean gradient is zero"
         return Verdict("Batch size", str(M), f"There is no trade-off at this point: {why}.")
     text = (
         f"The largest power of two up to where noise equals signal takes {_cost(findings, M)}; "
         f"{_next(findings, M)}. "
-        "The noise scale usually grows in training: measure again with a checkpoint."
+        "That holds early in a run; late, or with Adam, the best batch was several times smaller or larger in "
+        "measurements: jaxsgd.batch_size.measure_critical measures it from a checkpoint."
     )
     return Verdict("Batch size", str(M), text)
 
@@ -144,8 +145,16 @@ def _noise_scale(findings: Findings) -> Verdict:
         found = f"at least {decimal(low)} ({level}): the mean gradient cannot be told from zero"
     else:
         found = f"{decimal(findings.population_noise_scale)}, between {decimal(low)} and {decimal(high)} ({level})"
-    text += f" In what the data were drawn from: {found}."
+    text += f" In what the data were drawn from: {found}." + _over_checkpoints(findings)
     return Verdict("Noise scale", decimal(findings.noise_scale), text, good=math.isfinite(high))
+
+
+def _over_checkpoints(findings: Findings) -> str:
+    """What the noise scale is over several checkpoints."""
+    if findings.pooled is None:
+        return ""
+    value, low, high = map(decimal, (findings.pooled.value, *findings.pooled.interval))
+    return f" Over {findings.pooled.num_checkpoints} checkpoints: {value}, between {low} and {high}."
 
 
 def _per_example(findings: Findings) -> Verdict:

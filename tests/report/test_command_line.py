@@ -218,6 +218,37 @@ def test_a_checkpoint_is_where_gradients_are_taken(folder: Path) -> None:
     assert written["squared_mean_norm"] == pytest.approx(0, abs=1e-12)  # the minimum
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_several_checkpoints_are_pooled(folder: Path) -> None:
+    """The last is looked at; the advice is that of the ratio of averages, each from examples of its own."""
+    for name, m in {"early": 0.5, "late": 1.0}.items():
+        save_checkpoint(f"{name}.npz", {"m": jnp.asarray(m), "b": jnp.asarray(1.0)})
+    assert (
+        main(["report", "nets:make_problem", "--checkpoint", "early.npz", "--checkpoint", "late.npz", "--out", "out"])
+        == 0
+    )
+    written = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+    assert main(["report", "nets:make_problem", "--checkpoint", "late.npz", "--out", "last"]) == 0
+    last = json.loads((folder / "last" / "report.json").read_text(encoding="utf-8"))
+    assert written["squared_mean_norm"] == last["squared_mean_norm"]
+    assert last["pooled"] is None
+    import nets
+
+    loss_fn, _, data = nets.make_problem()
+    rows = np.array_split(np.arange(len(data["x"])), 2)
+    several = [
+        jaxsgd.per_example_gradients(loss_fn)(
+            {"m": jnp.asarray(m), "b": jnp.asarray(1.0)}, jax.tree.map(lambda leaf, each=each: leaf[each], data)
+        )
+        for m, each in zip((0.5, 1.0), rows, strict=True)
+    ]
+    expected = jaxsgd.noise_scale(several)
+    assert written["pooled"]["num_checkpoints"] == 2
+    assert written["pooled"]["value"] == pytest.approx(float(expected.value), rel=1e-6)
+    text = next(verdict["text"] for verdict in written["verdicts"] if verdict["title"] == "Noise scale")
+    assert "Over 2 checkpoints: " in text
+
+
 @pytest.mark.slow
 def test_the_python_function_writes_the_same(folder: Path) -> None:
     assert main(["report", "nets:FIXED", "--out", "out"]) == 0
