@@ -263,8 +263,8 @@ def draw_scales(axes: Any, results: Arrays) -> None:
     style = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": "small"}
     axes.annotate("at a quarter of\nthe best rate", (sizes[-1], median[-1]), xytext=(-6, 0), **style)
     labels = {"x": "batch size $M$ of the run", "y": "noise scale along it (examples)"}
-    limits = {"xlim": (sizes[0] / 1.6, sizes[-1] * 1.6), "ylim": (critical / 5, 2 * median[-1])}
-    legend = {"loc": "upper left", "bbox_to_anchor": (0, 0.82)}
+    limits = {"xlim": (sizes[0] / 1.6, sizes[-1] * 1.6), "ylim": (critical / 70, 2 * median[-1])}
+    legend = {"loc": "lower left"}
     panel(axes, f"digits, $L={results['targets'][target]:g}$", **labels, log="xy", **limits, legend=legend)
 
 
