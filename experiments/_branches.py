@@ -153,7 +153,7 @@ def predicted(
             found[name].append(_parts(task.loss_fn, here, some, jax.tree.map(jnp.sqrt, metric)))
         law = jaxsgd.hessian_noise_scale(task.loss_fn, here, some, num_probes=config.num_probes, key=key)
         found["curvature"].append([law.noise_curvature, law.gradient_curvature])
-    return {f"parts/{name}": np.asarray(values, np.float64) for name, values in found.items()}
+    return {f"parts of {name}": np.asarray(values, np.float64) for name, values in found.items()}
 
 
 def _preconditioner(opt_state: PyTree, params: PyTree, decay: float = 0.999, eps: float = 1e-8) -> PyTree:

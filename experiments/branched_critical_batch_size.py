@@ -150,13 +150,13 @@ def _of(rows: Arrays, name: str) -> float:
         return critical
     if name == EXAMPLES:
         return float(np.exp(np.log(rows[EXAMPLES][:, 0]).mean())) / critical
-    noise, signal = rows[f"parts/{name}"].sum(axis=(0, 1))
+    noise, signal = rows[f"parts of {name}"].sum(axis=(0, 1))
     return float(noise / signal) / critical
 
 
 def at_once(rows: Arrays, name: str) -> np.ndarray:
     """A noise scale at the checkpoint of each seed, infinite where the signal cannot be told from zero."""
-    noise, signal = rows[f"parts/{name}"][:, 0].T
+    noise, signal = rows[f"parts of {name}"][:, 0].T
     return np.where(signal > 0, noise / np.where(signal > 0, signal, 1), np.inf)
 
 

@@ -32,9 +32,9 @@ from experiments import _fits
 from experiments._claims import Claims
 from experiments._harness import Arrays, Seeded
 from experiments._panels import BLUE, DASHED, ORANGE, SKY, note, page, panel
+from experiments._plane import THETA, arrow, line_axes
 from jaxsgd import designs, estimators, problems, surfaces, training
 
-THETA = (1.0, 1.0)
 MINIMUM = (1.1, 1.1)
 AXES = {"m": jnp.asarray(np.array([1.0, 0.0])), "b": jnp.asarray(np.array([0.0, 1.0]))}
 
@@ -228,38 +228,23 @@ def draw(results: Arrays) -> Figure:
     return figure
 
 
-def _line_axes(axes: Any, results: Arrays, losses: np.ndarray, title: str) -> None:
-    side = results["line/side"]
-    style = {"levels": [0.3, 1, 3, 6, 12, 24, 48], "colors": "0.6", "linewidths": 0.6}
-    axes.contour(side + THETA[0], side + THETA[1], losses.reshape(len(side), -1).T, **style)
-    axes.plot(*THETA, color="black", marker="o", markersize=2.2, linestyle="none", zorder=4)
-    axes.set(xlabel="$m$", title=title, xlim=(-0.5, 2.5), ylim=(-0.5, 2.5), xticks=(0, 1, 2), yticks=(0, 1, 2))
-
-
-def _arrow(axes: Any, gradient: np.ndarray, color: str, **style: Any) -> None:
-    """−g/5 from θ, if there is any."""
-    shape = {"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
-    if np.any(gradient):
-        axes.annotate("", xy=np.array(THETA) - gradient / 5, xytext=THETA, arrowprops=shape | style)
-
-
 def _draw_example(axes: Any, results: Arrays, i: int) -> None:
     x, y = results["line/points"][:, i]
-    _line_axes(axes, results, results["line/losses"][:, i], f"example ({x:g}, {y:g})")
+    line_axes(axes, results, results["line/losses"][:, i], f"example ({x:g}, {y:g})")
     m = np.array([-1.0, 3.0])
     axes.plot(m, y - m * x, color=SKY)
-    _arrow(axes, results["line/gradients"][i], BLUE)
+    arrow(axes, results["line/gradients"][i], BLUE)
     if i == 0:
         axes.set_ylabel("$b$")
         note(axes, 2.4, 1.02, "all minima", ha="right", va="bottom")
 
 
 def _draw_mean(axes: Any, results: Arrays) -> None:
-    _line_axes(axes, results, results["line/losses"].mean(axis=1), "mean of the four")
+    line_axes(axes, results, results["line/losses"].mean(axis=1), "mean of the four")
     for gradient in results["line/gradients"]:
-        _arrow(axes, gradient, BLUE)
+        arrow(axes, gradient, BLUE)
     mean = results["line/gradient_of_mean"]
-    _arrow(axes, 4 * mean, ORANGE, linewidth=1.4)
+    arrow(axes, 4 * mean, ORANGE, linewidth=1.4)
     box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # the contours end before it
     note(axes, 2.45, 1.62, r"$-4\,\bar g$", color=ORANGE, va="bottom", ha="right", bbox=box)
     axes.plot(*MINIMUM, color="black", marker="*", linestyle="none", zorder=1, markersize=5)

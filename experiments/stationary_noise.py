@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from experiments._claims import Claims, z_scores
 from experiments._harness import Arrays, Seeded, progress
 from experiments._panels import COLORS, DOTTED, LONG_DASHED, mark, note, page_of, panel, reference
+from experiments._second_halves import exact_second_half, second_half
 from jaxsgd import designs, dynamics, problems
 
 SMALL = dynamics.Quadratics.from_minima([1, 2, 3], [3, 0, -1]).floats()
-EVERY = 10
 SIZE = "batch size $M$ (examples)"
 REPLACEMENT: tuple[tuple[str, str, Any], ...] = (("without", COLORS[0], "-"), ("with", COLORS[1], LONG_DASHED))
 
@@ -112,33 +112,6 @@ def runs(
         fraction = rate / dynamics.stability_threshold(losses, design)
         rows.append([batch_size, fraction, *of_loss, *excess_losses(losses, design, rate), worst])
     return np.array(rows, dtype=float)
-
-
-def second_half(
-    losses: dynamics.Quadratics, design: designs.Design, rate: float, num_runs: int, num_steps: int, key: jax.Array
-) -> np.ndarray:
-    """For every run, δδᵀ averaged over the second half of its steps, shape (num_runs, d, d)."""
-    theta, minimum = np.tile(losses.minimum(), (num_runs, 1)), losses.minimum()
-    total: Any = 0
-    stretches = [num_steps // 2] + [EVERY] * (num_steps // 2 // EVERY)
-    for place, length in enumerate(stretches):
-        options = {"key": jax.random.fold_in(key, place), "num_runs": num_runs, "num_steps": length, "start": theta}
-        theta = np.asarray(dynamics.simulate_steps(losses, design, rate, **options))
-        delta = theta - minimum
-        total = total + (delta[:, :, None] * delta[:, None] if place else 0)
-    return total / (len(stretches) - 1)
-
-
-def exact_second_half(losses: dynamics.Quadratics, design: designs.Design, rate: float, num_steps: int) -> np.ndarray:
-    """The expectation of the same average, from the law after every step."""
-    law, minimum = dynamics.step_law(losses, design, rate), losses.minimum()
-    state = law.iterate(minimum, num_steps // 2)
-    found = []
-    for step in range(1, num_steps // 2 // EVERY * EVERY + 1):
-        state = law.apply(state)
-        if step % EVERY == 0:
-            found.append(state.second_moment(minimum))
-    return np.mean(found, axis=0)
 
 
 def thresholds(losses: dynamics.Quadratics, config: Config) -> dict[str, Any]:

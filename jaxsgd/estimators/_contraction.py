@@ -5,6 +5,7 @@ nearly equal. Groups and strata of unequal sizes are padded to common lengths, a
 grow with N but for the gradients themselves, and for :class:`DenseCovariance`.
 """
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -169,7 +170,7 @@ def _windows(g: kernels.PerExampleGradients, length: int, chunk_size: int) -> Fl
         return (T, total), sums.total(jax.tree.leaves(squares))
 
     (_, total), squares = jax.lax.scan(step, (zero, zero), jnp.arange(0, N, chunk_size))
-    return squares.sum() - sums.squared_norm(jax.tree.map(lambda leaf: leaf / np.sqrt(N), total))
+    return squares.sum() - sums.squared_norm(jax.tree.map(lambda leaf: leaf / math.sqrt(N), total))
 
 
 def _padded(labels: Int[np.ndarray, " n"], num_params: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

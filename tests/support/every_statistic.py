@@ -349,6 +349,7 @@ EVERY: dict[str, Statistic] = {
     "additivity.check_accumulation": Statistic(_accumulation),
 }
 
+_OF_RUNS = ["steps_to_target", "fit_tradeoff", "measure_critical", "branched_critical"]
 NOT_OF_GRADIENTS = {
     "PerExampleGradients.losses": "the losses",
     "kernels.per_example_gradients": "in every call",
@@ -359,7 +360,7 @@ NOT_OF_GRADIENTS = {
     "noise.optimizer_metric": "of the state of an optimizer",
     "noise.sign_metric": "of variances that are given",
     "noise.expected_sign": "of means and variances that are given",
-    **dict.fromkeys(["batch_size.steps_to_target", "batch_size.fit_tradeoff"], "of curves of training"),
+    **dict.fromkeys([f"batch_size.{name}" for name in _OF_RUNS], "of runs, or their curves"),
     "estimators.enumerate_data_sets": "of rational numbers",
     "estimators.population_factors": "of a design",
     "tails.kesten_index": "of curvatures",

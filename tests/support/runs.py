@@ -34,6 +34,7 @@ def assert_same_bits(first, second):
     assert jax.tree.structure(first) == jax.tree.structure(second)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         assert a.dtype == b.dtype
+        a, b = (jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b))
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 

@@ -39,7 +39,7 @@ def test_a_monitor_that_has_measured_nothing_yet(name) -> None:
     assert readings
     for values in readings:
         assert np.isnan(values[0])
-        assert np.isfinite(values[-1])
+        assert not np.isnan(values[-1])  # an upper end may be infinite
 
 
 def test_readings_on_the_host() -> None:
