@@ -20,6 +20,11 @@ HEADLINE = "variance_vs_batch_size"
 SMALL = ["--max-examples", "12", "--hidden", "3", "--batch-size", "4", "--steps", "1", "2", "--num-draws", "400"]
 
 
+def test_the_readme_names_every_experiment() -> None:
+    readme = (_harness.FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert not [stem for stem in STEMS if f"`{stem}`" not in readme]
+
+
 def confirms_its_claim_and_nothing_less(stem, results):
     """Every change in CONTROLS is found out by ``check``."""
     module = importlib.import_module(f"experiments.{stem}")
