@@ -1,6 +1,7 @@
 """What is measured from one checkpoint: the critical batch size by branches, and the noise scales along one of them."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -91,7 +92,7 @@ def cell(
         *common,
         batch_size=smallest.batch_size,
         learning_rate=smallest.best_rate,
-        num_examples=max(round(smallest.batch_size * smallest.fewest_steps), 2 * 32 * smallest.batch_size),
+        num_examples=32 * smallest.batch_size * max(math.ceil(smallest.fewest_steps / 32), 2),
         tolerance=0.1 * (1 - part) * loss,
         scaling=SCALINGS[optimizer],
         num_runs=max(2 * setting.num_runs, 2),

@@ -92,7 +92,7 @@ def branched_critical(
         key: a JAX random key.
         batch_size: M of the first branch, well below the critical one.
         learning_rate: of the first branch.
-        num_examples: that every branch is trained on; of the largest batch, too, they must make several steps.
+        num_examples: that every branch is trained on, a multiple of all batches; of the largest, two at least.
         tolerance: by how much the mean loss may be higher, in units of the loss.
         multiples: k of the other branches, with batches of kM, increasing.
         scaling: the learning rate is k or √k times the first: of SGD, or of Adam and others that normalize.
@@ -114,6 +114,9 @@ def branched_critical(
         raise ValueError(f"multiples must be increasing integers from 2 on, got {multiples!r}")
     validate.at_least(int(2 * batch_size * k[-1]), num_examples=num_examples)
     sizes, rates = (batch_size * k).tolist(), (learning_rate * k ** _POWERS[scaling]).tolist()
+    whole = math.lcm(*sizes)
+    if num_examples % whole:
+        raise ValueError(f"num_examples must be a multiple of all batch sizes, of {whole}, got {num_examples}")
     losses = np.empty((len(k), num_runs))
     for place, (size, rate) in enumerate(zip(sizes, rates, strict=True)):
         result = training.run_sgd(
@@ -122,7 +125,7 @@ def branched_critical(
             data,
             optimizer,
             designs.WithReplacement(size),
-            round(num_examples / size),
+            num_examples // size,
             jax.random.fold_in(key, size),
             learning_rates=[rate],
             num_runs=num_runs,

@@ -134,4 +134,9 @@ CASES: list[Case] = [
     (ValueError, "num_examples must be at least 64, got 63", lambda *_: branched(num_examples=63)),
     (ValueError, "scaling must be one of linear, square root, got 'none'", lambda *_: branched(scaling="none")),
     (ValueError, "tolerance must be positive, got 0", lambda *_: branched(tolerance=0)),
+    (
+        ValueError,
+        "num_examples must be a multiple of all batch sizes, of 32, got 65",
+        lambda *_: branched(num_examples=65),
+    ),
 ]
