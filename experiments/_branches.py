@@ -42,9 +42,8 @@ SETTINGS = {
 }
 
 
-def checkpoints(task: Any, name: str, optimizer: str, config: Any, key: Array) -> list[tuple[PyTree, PyTree]]:
+def checkpoints(task: Any, setting: Setting, optimizer: str, config: Any, key: Array) -> list[tuple[PyTree, PyTree]]:
     """Parameters and states of the optimizer early, in the middle and late in one run."""
-    setting = SETTINGS[name]
     params, opt_state, found = task.init(key), None, []
     for k, num_steps in enumerate(np.diff([0, *setting.steps[: config.num_phases]]).tolist()):
         run = training.run_sgd(
@@ -70,10 +69,9 @@ def _with_rate(optimizer: str, rate: float) -> Any:
 
 
 def cell(
-    task: Any, name: str, optimizer: str, phase: int, start: tuple[PyTree, PyTree], config: Any, key: Array
+    task: Any, setting: Setting, optimizer: str, phase: int, start: tuple[PyTree, PyTree], config: Any, key: Array
 ) -> dict[str, Any]:
     """What is measured from one checkpoint, and what its noise scales say."""
-    setting = SETTINGS[name]
     part, (params, opt_state) = setting.parts[phase], start
     loss = float(jaxsgd.problems.mean_loss(task.loss_fn, params, task.seen))
     common = (task.loss_fn, params, task.data, OPTIMIZERS[optimizer], key)
@@ -100,9 +98,6 @@ def cell(
     )
     path = along(task, optimizer, start, middle, config, key)
     return {
-        "task": name,
-        "optimizer": optimizer,
-        "phase": phase,
         "loss": loss,
         "sizes": [trial.batch_size for trial in measured.trials],
         "steps": [trial.fewest_steps for trial in measured.trials],

@@ -16,8 +16,13 @@ Left: critical batch sizes along training. Right: noise scales over the measured
 bars are single checkpoints, those at the edge beyond it or infinite.
 """
 
+import dataclasses
+import functools
 import math
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,10 +32,11 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from experiments import _tasks
-from experiments._branches import OPTIMIZERS, PHASES, cell, checkpoints
+from experiments._branches import OPTIMIZERS, PHASES, SETTINGS, Setting, cell, checkpoints
 from experiments._claims import Claims
-from experiments._harness import Arrays, Seeded, progress, table
+from experiments._harness import Arrays, Seeded, table
 from experiments._panels import DASHED, mark, page, panel, reference
+from jaxsgd import sweeps
 from jaxsgd.batch_size import fit_tradeoff
 
 POOLED = ("simple", "curvature", "metric P", "metric P²")
@@ -43,7 +49,7 @@ class Config(Seeded):
 
     tasks: tuple[str, ...] = ("digits",)
     """Which problems, of digits, clothes and text."""
-    batch_sizes: tuple[int, ...] = (4, 12, 36, 108, 324)
+    batch_sizes: tuple[int, ...] = (4, 12, 36, 108, 324, 972)
     """Of the branches."""
     num_seeds: int = 5
     """Runs from other weights."""
@@ -57,6 +63,8 @@ class Config(Seeded):
     """Of which they are measured."""
     num_probes: int = 8
     """Of the trace of HΣ."""
+    cells: Path | None = None
+    """Folder that keeps what is finished, so that an interrupted run goes on, and that several processes may share."""
 
 
 QUICK = Config(tasks=("digits",), batch_sizes=(4, 24, 144), num_seeds=3, num_points=3, num_examples=256, num_probes=2)
@@ -67,24 +75,50 @@ SUMMARY = (
 
 
 def compute(config: Config) -> Arrays:
-    """One row for each problem, seed, optimizer and phase."""
-    rows = []
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        for name in config.tasks:
-            task = getattr(_tasks, name)()
-            for seed in progress(range(config.num_seeds), name):
-                rows += from_one_seed(task, name, config, jax.random.fold_in(config.key(), seed), seed)
-    return table(rows)
+    """One row for each problem, optimizer, seed and phase."""
+    with (
+        jax.enable_x64(False),
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        tables = [swept(config, task, config.cells or Path(folder)) for task in config.tasks]
+    return {name: np.concatenate([rows[name] for rows in tables]) for name in tables[0]}
 
 
-def from_one_seed(task: Any, name: str, config: Config, key: Array, seed: int) -> list[dict[str, Any]]:
-    """What is measured from the checkpoints of both optimizers."""
-    rows = []
-    for optimizer in OPTIMIZERS:
-        for phase, start in enumerate(checkpoints(task, name, optimizer, config, key)):
-            found = cell(task, name, optimizer, phase, start, config, jax.random.fold_in(key, 100 + phase))
-            rows.append(found | {"seed": seed})
-    return rows
+def swept(config: Config, task: str, folder: Path) -> Arrays:
+    """One row for each optimizer, seed and phase of a problem."""
+    grid = {"optimizer": list(OPTIMIZERS), "seed": list(range(config.num_seeds))}
+    same_in_all = dataclasses.replace(config, tasks=(task,), num_seeds=0, cells=None)
+    found = sweeps.sweep(
+        functools.partial(phases, same_in_all, SETTINGS[task]),
+        grid,
+        folder,
+        config.key(),
+        settings={"task": task},
+        progress=lambda done: print(f"{task}: {done}", file=sys.stderr) if config.cells else None,
+    )
+    rows = found.stack(row=(*grid, "phase")).transpose("row", ...)
+    arrays = {str(name): rows[name].values for name in (*grid, "phase", *found.data_vars)}
+    return arrays | {"task": np.full(len(arrays["seed"]), task)}
+
+
+def phases(config: Config, setting: Setting, optimizer: str, seed: int, key: Array) -> dict[str, Any]:
+    """What is measured from the checkpoints of one run; weights and batches are the seed's, whatever the optimizer."""
+    del key
+    key, task = jax.random.fold_in(config.key(), seed), named(*config.tasks)
+    rows = [
+        cell(task, setting, optimizer, phase, start, config, jax.random.fold_in(key, 100 + phase))
+        for phase, start in enumerate(checkpoints(task, setting, optimizer, config, key))
+    ]
+    found = {"phase": np.arange(len(rows))} | table(rows)
+    return {name: (("phase", *(f"{name}, {axis}" for axis in range(1, v.ndim))), v) for name, v in found.items()}
+
+
+@functools.cache
+def named(task: str) -> _tasks.Task:
+    """The problem of that name, the same object every time, so that it is compiled once."""
+    return getattr(_tasks, task)()
 
 
 def check(results: Arrays) -> Claims:
