@@ -37,7 +37,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "digits": Setting((30, 300, 3000), (0.2, 0.5, 0.6), {"SGD": 0.3, "AdamW": 0.003}, 2),
-    "clothes": Setting((50, 400, 3000), (0.6, 0.8, 0.85), {"SGD": 0.1, "AdamW": 0.003}, 1),
+    "clothes": Setting((50, 400, 1500), (0.7, 0.8, 0.85), {"SGD": 0.05, "AdamW": 0.003}, 1),
     "text": Setting((100, 600, 3000), (0.88, 0.93, 0.97), {"SGD": 0.3, "AdamW": 0.003}, 1),
 }
 

@@ -12,6 +12,10 @@ class UnconfirmedError(AssertionError):
     """An experiment did not find what it claims."""
 
 
+class MissingDataError(Exception):
+    """An experiment needs data that are not installed; the message says which, and where they come from."""
+
+
 def require(confirmed: bool | np.bool_, message: str) -> None:
     """Raise :class:`UnconfirmedError` unless ``confirmed``."""
     if not confirmed:

@@ -33,7 +33,7 @@ import tyro
 from tqdm import tqdm
 
 from experiments import _files
-from experiments._claims import UnconfirmedError, plain
+from experiments._claims import MissingDataError, UnconfirmedError, plain
 from experiments._journal import Journal
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ GROUPS: dict[str, Callable[[str], bool]] = {
     "benchmarks": lambda stem: stem.endswith("_speed"),
 }
 TYRO_STYLE = (tyro.conf.FlagCreatePairsOff,)
+NOT_RUN = 3  # the status within a group of an experiment whose data are not installed
 PACKAGES = ("jax", "jaxlib", "jaxsgd", "matplotlib", "numpy", "optax", "scikit-learn")
 
 
@@ -151,7 +152,10 @@ def _obeyed(arguments: list[str]) -> int:
     if "--out=" in flags or ("--out", "") in itertools.pairwise(flags):
         print("error: --out must be the name of a folder, got ''", file=sys.stderr)
         return 2
-    return run_group(name, flags) if name in GROUPS else attempt(name, flags)
+    if name in GROUPS:
+        return run_group(name, flags)
+    status = attempt(name, flags)
+    return 2 if status == NOT_RUN else status
 
 
 def attempt(stem: str, flags: list[str]) -> int:
@@ -166,6 +170,9 @@ def attempt(stem: str, flags: list[str]) -> int:
     except UnconfirmedError as error:
         print(f"claim not confirmed, nothing written: {shell.printable(str(error))}", file=sys.stderr)
         return 1
+    except MissingDataError as error:
+        print(f"not run: {shell.printable(str(error))}", file=sys.stderr)
+        return NOT_RUN
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {shell.printable(str(error))}", file=sys.stderr)
         return 2
@@ -175,7 +182,8 @@ def attempt(stem: str, flags: list[str]) -> int:
 def run_group(group: str, flags: list[str]) -> int:
     """Run several experiments; what an interrupted round with the same flags has finished is not run again.
 
-    An experiment that fails does not stop the others. The exit status is 0, or that of the first failure.
+    An experiment that fails does not stop the others, nor is it a failure if data are not installed. The exit status is
+    0, or that of the first failure.
     """
     options = tyro.cli(
         GroupOptions,
@@ -198,10 +206,10 @@ def run_group(group: str, flags: list[str]) -> int:
         for stem, status in _attempts(missing, shared, options.jobs if group == "study" else 1, places):
             if status == 130:
                 raise KeyboardInterrupt
-            if status:
-                failures[stem] = status
-            else:
+            if status == 0:
                 journal.enter(stem)
+            elif status != NOT_RUN:
+                failures[stem] = status
     except KeyboardInterrupt:
         print("the same command goes on from here", file=sys.stderr)
         return 130

@@ -41,7 +41,7 @@ from jaxsgd.batch_size import fit_tradeoff
 
 POOLED = ("simple", "curvature", "metric P", "metric P²")
 EXAMPLES = "equal examples"
-EARLY_FACTOR, FACTOR = 1.5, 8.0
+EARLY_FACTOR, FACTOR = 1.5, 12.0
 
 
 class Config(Seeded):

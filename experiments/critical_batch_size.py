@@ -11,9 +11,9 @@ Expected   a network on the digits within 20% of the hyperbola at every batch si
            target falls; the noisy quadratic of Zhang et al. (NeurIPS 2019), solved exactly, within 15%, from perfect
            scaling (steps ∝ 1/M) to a plateau, and its mean noise scale within a factor of 3 up to M = 16 B_crit
 
-Left: steps and examples to three targets, points measured, lines fitted. Middle: noise scales averaged along runs to
-the middle target, and B_crit with a factor of 3 around it; B_noise of the slow run is a median, as it has no stable
-mean. Right: the noisy quadratic.
+Above: steps and examples to three targets, points measured, lines fitted; noise scales averaged along runs to the
+middle target, and B_crit with a factor of 3 around it; B_noise of the slow run is a median, as it has no stable mean.
+Below: the noisy quadratic, and the mean noise scale along its runs.
 """
 
 from typing import Any
@@ -231,8 +231,9 @@ def check_quadratic(claims: Claims, results: Arrays) -> None:
 
 
 def draw(results: Arrays) -> Figure:
-    """Three panels: the hyperbola, the noise scales, the noisy quadratic."""
-    return page_of(results, draw_hyperbola, draw_scales, draw_quadratic, ratio=0.85)
+    """The digits above, the noisy quadratic below: hyperbolas, and noise scales along runs."""
+    panels = (draw_hyperbola, draw_scales, draw_quadratic, draw_quadratic_scales)
+    return page_of(results, *panels, nrows=2, ratio=0.6)
 
 
 def draw_hyperbola(axes: Any, results: Arrays) -> None:
@@ -256,6 +257,11 @@ def draw_scales(axes: Any, results: Arrays) -> None:
     critical = fitted(results)[target].critical_batch_size
     axes.axhspan(critical / FACTOR, critical * FACTOR, color="0.92", linewidth=0)
     axes.axhline(critical, color="black", linewidth=0.8, label=r"$\mathcal{B}_{\rm crit}$, and a factor of 3")
+    for k, fit in enumerate(fitted(results)):
+        if k != target:
+            label = rf"$\mathcal{{B}}_{{\rm crit}}$ for $L={results['targets'][k]:g}$"
+            style = {"color": mark(k)["color"], "linewidth": 0.8, "linestyle": LONG_DASHED}
+            axes.axhline(fit.critical_batch_size, **style, label=label)
     simple, curved, median = results["noise_scales"].T
     for k, (name, values) in enumerate({"noise": curved, "simple": simple}.items()):
         axes.plot(sizes, values[:-1], **mark(k), label=rf"mean $\mathcal{{B}}_{{\rm {name}}}$")
@@ -263,9 +269,8 @@ def draw_scales(axes: Any, results: Arrays) -> None:
     style = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": "small"}
     axes.annotate("at a quarter of\nthe best rate", (sizes[-1], median[-1]), xytext=(-6, 0), **style)
     labels = {"x": "batch size $M$ of the run", "y": "noise scale along it (examples)"}
-    limits = {"xlim": (sizes[0] / 1.6, sizes[-1] * 1.6), "ylim": (critical / 70, 2 * median[-1])}
-    legend = {"loc": "lower left"}
-    panel(axes, f"digits, $L={results['targets'][target]:g}$", **labels, log="xy", **limits, legend=legend)
+    limits = {"xlim": (sizes[0] / 1.6, sizes[-1] * 1.6), "ylim": (critical / 5, 4 * median[-1])}
+    panel(axes, f"digits, $L={results['targets'][target]:g}$", **labels, log="xy", **limits, legend="upper left")
 
 
 def draw_quadratic(axes: Any, results: Arrays) -> None:
@@ -279,3 +284,16 @@ def draw_quadratic(axes: Any, results: Arrays) -> None:
     labels = {"x": "batch size $M$", "y": "steps to the target"}
     limits = (steps[-1] / 2, steps[0] * 1.6)
     panel(axes, "noisy quadratic", **labels, log="xy", ylim=limits, legend="upper right")
+
+
+def draw_quadratic_scales(axes: Any, results: Arrays) -> None:
+    """Averages of the noise scale along runs, over B_crit."""
+    sizes, steps, scales = (results[f"quadratic/{name}"] for name in ("sizes", "steps", "scales"))
+    critical = fit_tradeoff(sizes, steps).critical_batch_size
+    axes.axhspan(1 / FACTOR, FACTOR, color="0.92", linewidth=0)
+    reference(axes, y=1, color="black", linewidth=0.8, linestyle="-")
+    axes.plot(sizes, scales / critical, **mark(1))
+    ratio = r"mean $\mathcal{B}_{\rm simple}\div\mathcal{B}_{\rm crit}$"
+    panel(axes, "noisy quadratic", x="batch size $M$ of the run", y=ratio, log="xy", ylim=(0.2, 7))
+    axes.set_yticks([0.3, 1, 3], ["0.3", "1", "3"])
+    axes.minorticks_off()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import _harness, _workers
+from experiments import _claims, _harness, _workers
 from experiments._journal import Journal
 
 STEMS = ["first", "second", "third"]
@@ -66,6 +66,14 @@ def test_a_failure_does_not_stop_the_others(rounds, capsys):
     assert "claim not confirmed, nothing written: not so" in error
     assert "failed: first, second; the same command runs only these again" in error
     assert rounds() == (0, ["first", "second"])
+
+
+def test_data_that_are_not_installed_are_no_failure(rounds, tmp_path, capsys):
+    missing = _claims.MissingDataError("install the images")
+    assert rounds(second=missing) == (0, STEMS)
+    assert "not run: install the images" in capsys.readouterr().err
+    assert not journal(tmp_path).exists()
+    assert _harness.main(["second", "--out", str(tmp_path)]) == 2
 
 
 def test_a_changed_or_lost_file_is_made_again(rounds, tmp_path):

@@ -60,6 +60,13 @@ CONTROLS: dict[str, list[Control]] = {
         ("one_by_one", np.zeros_like, "one example must spoil the batch"),
         ("batch", np.ones_like, "one example must spoil the batch"),
     ],
+    "batch_size_schedule": [
+        ("highest_rate", np.zeros_like, "the best learning rate must lie inside those tried"),
+        ("steps", lambda v: changed(slice(-2, None), lambda s: s * 9)(v), "ramps must take a quarter of the steps"),
+        ("held_out", changed(slice(-2, None), lambda v: v * 1.5), "ramps must not end above the batch they begin with"),
+        ("steps", changed(slice(-2, None), lambda v: v // 9), "fewer steps than the best constant batch must be"),
+        ("held_out", changed(slice(-2, None), lambda v: v * 0.7), "that ramps end below the best falling rate must"),
+    ],
     "branched_critical_batch_size": [
         ("highest_rates", np.zeros_like, "the best learning rate must lie inside those tried"),
         ("lowest_rates", lambda v: v + np.inf, "the best learning rate must lie inside those tried"),
@@ -100,6 +107,14 @@ CONTROLS: dict[str, list[Control]] = {
         ("4/grouped", changed((..., 1), lambda v: v * 100), "that grouped windows are independent draws must"),
         ("rounding", lambda v: v[:, ::-1], "M[*] must be larger with sums in float32"),
         ("rounding", changed((-1, 1), lambda v: v * 20), "in bfloat16 must be a steady share of"),
+    ],
+    "fashion_mnist": [
+        ("curve/without_replacement/drawn", lambda v: v * 3, "the variance without replacement is"),
+        ("curve/with_replacement/drawn", lambda v: v * 3, "the variance with replacement is"),
+        ("curve/without_replacement/drawn", changed((0, -1), lambda v: v + 1), "drawn full batches must agree"),
+        ("signal", changed(-1, lambda v: v * 1e3), "the noise scale must grow tenfold"),
+        ("held_out", lambda v: v[::-1], "the held-out loss must fall by half"),
+        ("high", lambda v: v / 10, "must hold the noise scale of all at 90 % of the points"),
     ],
     "error_surface": [
         ("line/gradients", lambda v: -v, "the gradients at .1, 1. are off"),
