@@ -32,7 +32,7 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from experiments import _tasks
-from experiments._branches import OPTIMIZERS, PHASES, SETTINGS, Setting, cell, checkpoints
+from experiments._branches import OPTIMIZERS, PHASES, Setting, asked, cell, checkpoints
 from experiments._claims import Claims
 from experiments._harness import Arrays, Seeded, table
 from experiments._panels import DASHED, mark, page, panel, reference
@@ -82,21 +82,22 @@ def compute(config: Config) -> Arrays:
         jax.numpy_dtype_promotion("standard"),
         tempfile.TemporaryDirectory() as folder,
     ):
-        tables = [swept(config, task, config.cells or Path(folder)) for task in config.tasks]
+        kept = config.cells or Path(folder)
+        tables = [swept(config, task, optimizer, kept) for task in config.tasks for optimizer in OPTIMIZERS]
     return {name: np.concatenate([rows[name] for rows in tables]) for name in tables[0]}
 
 
-def swept(config: Config, task: str, folder: Path) -> Arrays:
-    """One row for each optimizer, seed and phase of a problem."""
-    grid = {"optimizer": list(OPTIMIZERS), "seed": list(range(config.num_seeds))}
+def swept(config: Config, task: str, optimizer: str, folder: Path) -> Arrays:
+    """One row for each seed and phase of an optimizer on a problem."""
+    grid = {"optimizer": [optimizer], "seed": list(range(config.num_seeds))}
     same_in_all = dataclasses.replace(config, tasks=(task,), num_seeds=0, cells=None)
     found = sweeps.sweep(
-        functools.partial(phases, same_in_all, SETTINGS[task]),
+        functools.partial(phases, same_in_all, asked(task, optimizer)),
         grid,
         folder,
         config.key(),
         settings={"task": task},
-        progress=lambda done: print(f"{task}: {done}", file=sys.stderr) if config.cells else None,
+        progress=lambda done: print(f"{task}, {optimizer}: {done}", file=sys.stderr) if config.cells else None,
     )
     rows = found.stack(row=(*grid, "phase")).transpose("row", ...)
     arrays = {str(name): rows[name].values for name in (*grid, "phase", *found.data_vars)}
