@@ -8,14 +8,42 @@ gradients in stratum h. N_h² V_h is the sum of ‖g_i − g_j‖² over the pai
 which an example lowers most by moving to the stratum that it is nearest to in total. K-means lowers Σ N_h V_h instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
+import jax
 import numpy as np
 from sklearn.cluster import KMeans
 
-from jaxsgd import designs
+from jaxsgd import PerExampleGradients, designs
 
 ROUNDS = 100
+
+
+def rows_of(g: PerExampleGradients) -> np.ndarray:
+    """The gradients as rows."""
+    return np.concatenate([np.asarray(leaf).reshape(g.count, -1) for leaf in jax.tree.leaves(g.materialize())], axis=1)
+
+
+def stratified(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> tuple[designs.Stratified, ...]:
+    """Batches of as many examples: by class, by k-means, and by clusters of a lower charge."""
+    found = KMeans(count, n_init=1, max_iter=50, random_state=seed).fit_predict(rows)
+    clusters = np.unique(found, return_inverse=True)[1]  # numbered without a gap
+    lower = lowered(squared_distances(rows), clusters)
+    return designs.Stratified.proportional(labels, count), one_from_each(clusters), one_from_each(lower)
+
+
+def one_from_each(strata: np.ndarray) -> designs.Stratified:
+    """One example from every stratum."""
+    return designs.Stratified(strata, [1] * (int(strata.max()) + 1))
+
+
+def by_the_library(rows: np.ndarray, several: Iterable[designs.Stratified]) -> list[float]:
+    """The ratios of :func:`ratios`, from the covariances of the weights."""
+
+    def variance(design: designs.SamplingDesign) -> float:
+        return float(np.sum(design.weight_covariance(len(rows)).dense(len(rows)) * (rows @ rows.T)))
+
+    return [variance(d) / variance(designs.WithoutReplacement(sum(d.batch_sizes))) for d in several]
 
 
 def variance(distances: np.ndarray, design: designs.Stratified) -> float:
@@ -26,27 +54,25 @@ def variance(distances: np.ndarray, design: designs.Stratified) -> float:
     return float(np.sum((sizes - drawn) / (drawn * np.maximum(sizes - 1, 1)) * pairs) / N**2)
 
 
-def ratios(distances: np.ndarray, several: Sequence[designs.Stratified]) -> list[float]:
+def ratios(rows: np.ndarray, several: Iterable[designs.Stratified]) -> list[float]:
     """The variances over those of simple random samples of as many examples, without replacement."""
-    N = len(distances)
+    N, distances = len(rows), squared_distances(rows)
     trace = distances.sum() / (2 * N**2)
-    simple = [float(designs.WithoutReplacement(sum(d.batch_sizes)).variance_factor(N)) * trace for d in several]
-    return [variance(distances, d) / of_simple for d, of_simple in zip(several, simple, strict=True)]
+
+    def at_random(batch_size: int) -> float:
+        return float(designs.WithoutReplacement(batch_size).variance_factor(N)) * trace
+
+    return [variance(distances, d) / at_random(sum(d.batch_sizes)) for d in several]
 
 
-def squared_distances(gram: np.ndarray) -> np.ndarray:
-    """‖g_i − g_j‖² from the inner products."""
-    norms = np.diagonal(gram)
-    return norms[:, None] + norms - 2 * gram
+def squared_distances(rows: np.ndarray) -> np.ndarray:
+    """‖g_i − g_j‖², of rows about their mean, so that little cancels."""
+    rows = rows - rows.mean(axis=0)
+    norms = (rows**2).sum(axis=1)
+    return np.maximum(norms[:, None] + norms - 2 * rows @ rows.T, 0)
 
 
-def by_k_means(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Strata by k-means, numbered from 0."""
-    found = KMeans(count, n_init=1, max_iter=50, random_state=seed).fit_predict(rows)
-    return np.asarray(np.unique(found, return_inverse=True)[1])
-
-
-def weighted(distances: np.ndarray, strata: np.ndarray) -> np.ndarray:
+def lowered(distances: np.ndarray, strata: np.ndarray) -> np.ndarray:
     """Strata of a lower charge: example by example moves to where it adds least, until none does."""
     strata = strata.copy()
     to_strata = distances @ np.eye(strata.max() + 1)[strata]
@@ -61,8 +87,3 @@ def weighted(distances: np.ndarray, strata: np.ndarray) -> np.ndarray:
         if np.array_equal(before, strata):
             break
     return strata
-
-
-def one_from_each(strata: np.ndarray) -> designs.Stratified:
-    """One example from every stratum."""
-    return designs.Stratified(strata, [1] * (int(strata.max()) + 1))

@@ -58,7 +58,8 @@ def moved(P: Square, X: Symmetric, S: Symmetric, size: Any = 1) -> Symmetric:
 def steps_to(target: Any, sizes: Any, h: Any, alpha: Any, beta: Any) -> Any:
     """After how many steps the expected loss is at most the target and was not one step before; for each batch size.
 
-    It is 2^DIGITS if so many are not enough. A loss that falls all the time meets the target only once.
+    It is 2^DIGITS if so many are not enough. A loss that falls all the time meets the target only once; with momentum
+    it may swing, and have met it some steps before.
     """
 
     def doubled(map_: Any, _: Any) -> tuple[Any, Any]:
@@ -94,7 +95,7 @@ def first_time(target: Any, size: Any, h: Any, alpha: Any, beta: Any, limit: int
 
 
 def rates(beta: float, per_octave: int, smallest: float) -> np.ndarray:
-    """Rates (1 − β) 2^(j/k), the same α/(1 − β) for every β, below the largest stable one, 2(1 + β), and some near it."""
+    """Rates (1 − β) 2^(j/k) below the largest stable one, 2(1 + β), and some near it; j = 0, ±1, …."""
     largest = 2 * (1 + beta)
     places = np.arange(per_octave * np.log2(smallest), per_octave * np.log2(largest / (1 - beta)))
     near = largest * (1 - 2.0 ** -np.array(NEAR_THE_LIMIT))

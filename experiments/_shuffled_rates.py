@@ -61,7 +61,9 @@ def independent_error(steps: Any, eta: Any) -> Any:
 def epoch_moments(num_examples: int, eta: np.ndarray) -> tuple[np.ndarray, ...]:
     """A, E b and Var b of an epoch in random order: the last of i and s − i used is of kind 0 with probability i/s."""
     half = num_examples // 2
-    mean, square = np.zeros((2, half + 2, len(eta)))  # at i + 1 when s are used; the first and what is not reached are 0
+    mean, square = np.zeros(
+        (2, half + 2, len(eta))
+    )  # at i + 1 when s are used; the first and what is not reached are 0
     count = np.arange(half + 1)[:, None]
     for s in range(1, num_examples + 1):
         possible, moved = (count <= s) & (s - count <= half), np.zeros((2, half + 1, len(eta)))
@@ -79,15 +81,26 @@ def bound(num_examples: int, epochs: Any, rates: Any) -> Any:
     return (1 - eta * MU) ** steps + eta**2 / MU * SMOOTHNESS * num_examples * VARIANCE / 2
 
 
-def by_the_library(num_examples: int, epochs: int, rate: Fraction) -> list[Any]:
-    """The same errors for few examples, in rational arithmetic, from laws of any quadratics."""
-    given, origin = losses(num_examples), np.array([Fraction(0)])
-    start = origin + 1
-    independent = dynamics.step_law(given, designs.WithReplacement(1), rate).iterate(start, num_examples * epochs)
-    once = [dynamics.fixed_order_law(given, order, rate).iterate(start, epochs) for order in orders(num_examples)]
+def at(num_examples: int, epochs: Any) -> dict[str, Any]:
+    """The errors at the step size of n and K, the bound on them, and the logarithm in it, for any number of K."""
+    K = np.asarray(epochs, float).reshape(-1)
+    eta = learning_rates(num_examples, K)
+    found = errors(num_examples, K, eta) | {"bound": bound(num_examples, K, eta), "log": np.log(num_examples * K)}
+    return {name: value.reshape(np.shape(epochs)) for name, value in (found | {"epochs": K}).items()}
+
+
+def for_six() -> tuple[np.ndarray, np.ndarray]:
+    """The errors for six examples, and by the library's laws of any quadratics, in rational arithmetic."""
+    epochs, rate, origin = 3, Fraction(1, 20), np.array([Fraction(0)])
+    given, start = losses(6), origin + 1
+    ours = errors(6, epochs, [float(rate)])
+    independent = dynamics.step_law(given, designs.WithReplacement(1), rate).iterate(start, 6 * epochs)
+    once = [dynamics.fixed_order_law(given, order, rate).iterate(start, epochs) for order in orders(6)]
     reshuffled = dynamics.reshuffled_law(given, designs.Reshuffling(1), rate).iterate(start, epochs)
-    of_orders = sum(state.second_moment(origin).item() for state in once) / len(once)
-    return [independent.second_moment(origin).item(), of_orders, reshuffled.second_moment(origin).item()]
+    library = [
+        np.mean([state.second_moment(origin).item() for state in way]) for way in ([independent], once, [reshuffled])
+    ]
+    return np.array([ours[way][0] for way in WAYS]), np.array(library, dtype=float)
 
 
 def orders(num_examples: int) -> list[list[int]]:
