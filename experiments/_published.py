@@ -2,32 +2,31 @@
 
 from typing import Any
 
-QUADRATICS = (
-    "quadratics of one parameter, half of curvature 1 and half of 3; step 2 log(nK)/(μnK); exact; log(nK) divided out"
-)
-NOISY = "starts at E θ² = 1, target 0.01, momenta 0 to 0.98, rates 2^(j/4); exact"
-DIGITS = "1797 digits, one hidden layer of 16, SGD with M = 128; variances exact"
+QUADRATICS = "quadratics of one parameter, two kinds; exact; powers of log(nK) from the step size divided out"
+NOISY = "from E θ² = 1 to a loss of 0.01; rates and momenta on a grid; exact"
+DIGITS = "digits; one hidden layer, plain SGD, two learning rates"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """As the page writes it."""
+    return f"{share:.{digits}%}".replace("%", " %")
 
 
 def cases(found: Any) -> dict[str, dict[str, str]]:
-    """By case, from the other findings."""
-    exponents = {name: f"n^{n:.2f} K^{K:.2f}" for name, (n, K) in found["exponents_of_n_and_K"].items()}
-    plain, tuned = found["critical_batch_sizes"]
-    clusters, k_means = (found["left_by"][name] for name in ("weighted clusters", "k-means"))
+    """By case, from the other findings; the page quotes them."""
+    powers = {name: f"n^{n:.2f} K^{K:.2f}".replace("-", "−") for name, (n, K) in found["exponents_of_n_and_K"].items()}
+    plain, tuned = (float(f"{size:.2g}") for size in found["critical_batch_sizes"])
+    clusters, k_means = (" to ".join(map(percent, found["left_by"][name])) for name in ("weighted clusters", "k-means"))
     rows = {
-        "error of SGD on independent examples (HaoChen & Sra 2019)": (
-            "O(1/(nK))",
-            exponents["independent"],
-            QUADRATICS,
-        ),
-        "error with one shuffle (Safran & Shamir 2020; bound of Mishchenko et al. 2020)": (
+        "error of SGD on independent examples (HaoChen & Sra 2019)": ("O(1/(nK))", powers["independent"], QUADRATICS),
+        "error with one shuffle (Safran & Shamir 2020; Mishchenko et al. 2020)": (
             "Ω(1/(nK²)); at most the bound",
-            f"{exponents['shuffled once']}; at most {found['share_of_bound']:.1%} of the bound",
+            f"{powers['shuffled once']}; at most {percent(found['share_of_bound'], 1)} of the bound",
             QUADRATICS,
         ),
-        "error with reshuffling (Safran & Shamir 2020, HaoChen & Sra 2019)": (
+        "error with reshuffling (Safran & Shamir 2020; HaoChen & Sra 2019)": (
             "Ω(1/(nK)² + 1/(nK³)); O(1/(nK)² + 1/K³)",
-            f"{exponents['reshuffled, few epochs']} for few epochs, {exponents['reshuffled, many epochs']} for many",
+            f"{powers['reshuffled, few epochs']} for few epochs, {powers['reshuffled, many epochs']} for many",
             QUADRATICS,
         ),
         "stationary risk of momentum (Zhang et al. 2019)": (
@@ -37,24 +36,23 @@ def cases(found: Any) -> dict[str, dict[str, str]]:
         ),
         "momentum at small batches (Zhang et al. 2019)": (
             "no benefit",
-            f"{found['saved_at_one']:.2%} fewer steps at B = 1",
+            f"{percent(found['saved_at_one'], 2)} fewer steps at B = 1",
             NOISY,
         ),
         "momentum at large batches (Zhang et al. 2019)": (
             "perfect scaling extends to larger batches",
-            f"critical batch size {plain:.0f} without, {tuned:.0f} with; at most {found['fewer_steps_at_most']:.0f} "
+            f"critical batch size {plain:,.0f} without it, {tuned:,.0f} with; at most {found['fewer_steps_at_most']:.0f} "
             "times fewer steps",
             NOISY,
         ),
         "one gradient from each cluster (Faghri et al. 2020)": (
             "least variance if clusters are weighted",
-            f"{clusters[0]:.0%} to {clusters[1]:.0%} of the variance at random; k-means {k_means[0]:.0%} to "
-            f"{k_means[1]:.0%}",
-            f"{DIGITS}; 128 clusters, found anew at each point, by exchange",
+            f"{clusters} of the variance at random; k-means {k_means}",
+            f"{DIGITS}; clusters found anew at each point, by exchange",
         ),
         "gradient variance along a run (Faghri et al. 2020)": (
             "rises",
-            "not found: tr Σ falls to " + " and ".join(f"{share:.0%}" for share in found["growth_of_trace"]),
+            "not found: tr Σ falls to " + " and ".join(map(percent, found["growth_of_trace"])),
             DIGITS,
         ),
         "gradient variance at smaller learning rates (Faghri et al. 2020)": (

@@ -61,9 +61,7 @@ def independent_error(steps: Any, eta: Any) -> Any:
 def epoch_moments(num_examples: int, eta: np.ndarray) -> tuple[np.ndarray, ...]:
     """A, E b and Var b of an epoch in random order: the last of i and s − i used is of kind 0 with probability i/s."""
     half = num_examples // 2
-    mean, square = np.zeros(
-        (2, half + 2, len(eta))
-    )  # at i + 1 when s are used; the first and what is not reached are 0
+    mean, square = np.zeros((2, half + 2, len(eta)))  # at i + 1; a state that cannot be reached stays 0
     count = np.arange(half + 1)[:, None]
     for s in range(1, num_examples + 1):
         possible, moved = (count <= s) & (s - count <= half), np.zeros((2, half + 1, len(eta)))
