@@ -41,8 +41,8 @@ def cases(found: Any) -> dict[str, dict[str, str]]:
         ),
         "momentum at large batches (Zhang et al. 2019)": (
             "perfect scaling extends to larger batches",
-            f"critical batch size {plain:,.0f} without it, {tuned:,.0f} with; at most {found['fewer_steps_at_most']:.0f} "
-            "times fewer steps",
+            f"critical batch size {plain:,.0f} without it, {tuned:,.0f} with; "
+            f"at most {found['fewer_steps_at_most']:.0f} times fewer steps",
             NOISY,
         ),
         "one gradient from each cluster (Faghri et al. 2020)": (
