@@ -189,3 +189,10 @@ def test_the_page_quotes_the_stored_speeds():
     for workload, row in ratios.items():
         cells = [row["plain"], *(f"{value:.2f}×" for name, value in row.items() if name != "plain")]
         assert f"| {workload} | {' | '.join(cells)} |" in page
+
+
+def test_the_page_has_the_table_of_replications():
+    record = json.loads((_harness.FIGURES / "replications.json").read_text(encoding="utf-8"))
+    page = (_harness.FOLDER.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
+    for case, row in record["findings"]["cases"].items():
+        assert f"| {case} | {row['published']} | {row['ours']} | {row['changed']} |" in page

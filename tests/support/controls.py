@@ -5,23 +5,12 @@ run that are stored, with that one changed, and name the reason. The speed exper
 in test_speed_experiments instead.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-Control = tuple[str, Callable[[np.ndarray], np.ndarray], str]
-
-
-def changed(at: Any, change: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """A change of some entries only."""
-
-    def apply(values: np.ndarray) -> np.ndarray:
-        values = values.copy()
-        values[at] = change(values[at])
-        return values
-
-    return apply
+from tests.support import controls_of_replications
+from tests.support.changes import Control, changed
 
 
 def best_steps(steps: np.ndarray, wanted: Any) -> np.ndarray:
@@ -248,6 +237,7 @@ CONTROLS: dict[str, list[Control]] = {
         ("with/total/error", lambda v: v * 1e3, "1/M with replacement must be rejected"),
         ("augmented/error", lambda v: v * 1e3, "no variance from augmentation must be rejected"),
     ],
+    "replications": controls_of_replications.CONTROLS,
     "sampling_designs": [
         ("bias", lambda b: b + 1e-9, "every design must be unbiased"),
         ("effect", lambda e: e + 1e-9, "the design effect of systematic at M = 2 must be"),
