@@ -46,7 +46,7 @@ class Config(Seeded):
     """Of SGD."""
     num_records: int = 10
     """At how many steps of the run noise is measured."""
-    num_draws: int = 100
+    num_draws: int = 64
     """Random orders of all images; each gives one batch of every size."""
     num_examples: int = 600
     """From which the noise scale is estimated."""
@@ -177,36 +177,46 @@ def draw(results: Arrays) -> Figure:
 
 
 def _draw_curves(axes: Any, results: Arrays) -> None:
+    """Filled points are without replacement, empty ones with it."""
     sizes, N = results["curve/sizes"][0], int(results["population_size"])
     grid = np.unique(np.geomspace(1, N, 300).round())
     for k, label in enumerate(("initialization", f"step {results['steps'][-1]}")):
         trace, style = results["curve/trace"][k], mark(k)
         axes.plot(grid, trace / grid, color=style["color"], linestyle=DASHED)
         axes.plot(grid[:-1], trace * (N - grid[:-1]) / (grid[:-1] * (N - 1)), color=style["color"])
-        shown = slice(None, None, 4)
         for design, hollow in zip(DESIGNS, (False, True), strict=True):
-            drawn = np.where(sizes < N, results[f"curve/{design}/drawn"][k], np.nan)[shown]
-            text = f"{label}, {design.replace('_', ' ')}"
-            axes.plot(sizes[shown], drawn, **mark(k, line="none", hollow=hollow), label=text)
+            drawn = np.where(sizes < N, results[f"curve/{design}/drawn"][k], np.nan)
+            text = None if hollow else label
+            axes.plot(sizes[2 * hollow :: 4], drawn[2 * hollow :: 4], **mark(k, line="none", hollow=hollow), label=text)
+    axes.plot([], [], **mark(0, line=DASHED, hollow=True) | {"color": "black"}, label="with replacement")
     height = r"$\mathbb{E}\,\|\hat g-\bar g\|^2$ (nats$^2$)"
     panel(axes, f"$N$ = {N:,} images", x="batch size $M$ (examples)", y=height, log="xy", legend="lower left")
 
 
 def _draw_noise(axes: Any, results: Arrays) -> None:
-    steps, B = results["steps"], results["trace"] / results["signal"]
-    read, at = results["read"], results["read_steps"]
-    axes.fill_between(at, results["read_low"], np.minimum(results["read_high"], 1e6), color="0.85", linewidth=0)
-    axes.plot(at, np.where(read > 0, read, np.nan), color="0.5", linewidth=0.6, label="monitor, with 95 % interval")
-    x, low, high = np.repeat(steps, results["low"].shape[1]), results["low"].ravel(), results["high"].ravel()
-    x = x * np.tile(np.geomspace(0.93, 1.07, results["low"].shape[1]), len(steps))
-    axes.vlines(x, low, np.minimum(high, 1e6), color=mark(1)["color"], linewidth=0.6, label="intervals of some images")
+    """What has no upper end ends at the edge."""
+    steps, B, N = results["steps"], results["trace"] / results["signal"], results["population_size"]
+    read, at, low, high = (results[name] for name in ("read", "read_steps", "low", "high"))
+    top = 10 * N
+    axes.fill_between(at, results["read_low"], np.minimum(results["read_high"], top), color="0.85", linewidth=0)
+    axes.plot(at, np.where(read > 0, read, np.nan), color="0.5", linewidth=0.6, label="monitor, with its interval")
+    x = steps[:, None] * np.geomspace(0.93, 1.07, low.shape[1])
+    label = f"intervals of {results['num_examples']} images"
+    axes.vlines(
+        x.ravel(), low.ravel(), np.minimum(high, top).ravel(), color=mark(1)["color"], linewidth=0.6, label=label
+    )
     axes.plot(steps, B, **mark(0, line="none"), label="exact", zorder=3)
-    reference(axes, y=results["population_size"])
-    limits = {"xlim": (0.8 * steps[1], 1.2 * steps[-1]), "ylim": (0.5 * B.min(), 1e6)}
+    reference(axes, y=N)
+    limits = {"xlim": (0.8 * steps[1], 1.2 * steps[-1]), "ylim": (0.5 * B[1:].min(), 100 * top)}
     panel(axes, "along a run", x="step", y="noise scale $B$ (examples)", log="xy", legend="upper left", **limits)
+    powers = [10**k for k in range(1, 5)]
+    axes.set_yticks([*powers, top], [f"$10^{k}$" for k in range(1, 5)] + [r"$\infty$"])
+    axes.minorticks_off()
 
 
 def _draw_losses(axes: Any, results: Arrays) -> None:
     for k, (name, label) in enumerate({"loss": "trained on", "held_out": "held out"}.items()):
         axes.plot(results["steps"][1:], results[name][1:], **mark(k, hollow=k == 1), label=label)
     panel(axes, "mean loss", x="step", y="cross-entropy (nats)", log="xy", legend="upper right")
+    axes.set_yticks([0.5, 1, 2], ["0.5", "1", "2"])
+    axes.minorticks_off()
