@@ -45,9 +45,11 @@ Arrays = dict[str, np.ndarray]
 
 FOLDER = Path(__file__).parent
 FIGURES = FOLDER.parent / "figures"
+LONG = ("batch_size_schedule", "branched_critical_batch_size")  # more than ten minutes each
 GROUPS: dict[str, Callable[[str], bool]] = {
     "all": lambda _: True,
-    "study": lambda stem: not stem.endswith("_speed"),
+    "study": lambda stem: not stem.endswith("_speed") and stem not in LONG,
+    "long": lambda stem: stem in LONG,
     "benchmarks": lambda stem: stem.endswith("_speed"),
 }
 TYRO_STYLE = (tyro.conf.FlagCreatePairsOff,)
@@ -238,7 +240,10 @@ def _attempts(names: list[str], flags: list[str], jobs: int, places: Iterator[st
 
 def listing() -> str:
     """All experiments with their claims."""
-    lines = ["usage: python -m experiments STEM|study|benchmarks|all [--quick] [--redraw] [--out DIR] [--help]", ""]
+    lines = [
+        "usage: python -m experiments STEM|study|long|benchmarks|all [--quick] [--redraw] [--out DIR] [--help]",
+        "",
+    ]
     lines += [f"{stem}\n    {claim(stem)}" for stem in stems()]
     return "\n".join(lines)
 

@@ -1,19 +1,20 @@
-"""Early in a run the noise scale pooled along it is the critical batch size; later it may be several times off.
+"""With SGD the noise scale pooled along a run is near the critical batch size until late; with AdamW it is far below.
 
 From checkpoints early, in the middle and late in runs of SGD and of AdamW, with the state of the optimizer, branches at
-five batch sizes with tuned learning rates are run to a lower loss; the hyperbola through their steps is the critical
+six batch sizes with tuned learning rates are run to a lower loss; the hyperbola through their steps is the critical
 batch size. Beside it are the noise scales that are to tell it, at the checkpoint alone and pooled along a branch:
 tr Σ/‖ḡ‖², that with curvature, and that in the metric of the optimizer; and the largest batch without harm after equal
 examples (Merrill et al., 2025), with learning rates by the usual rules.
 
-Command    python -m experiments branched_critical_batch_size
-Run time   about four minutes on two cores; --tasks clothes text takes hours, and Fashion-MNIST
-Expected   on the digits, every best learning rate inside its grid; early, pooled noise scales within a factor of 1.5 of
-           the measured value; late with SGD some 5 times above, with AdamW from the middle on a seventh of it; at one
-           checkpoint from 1 to infinitely many times
+Command    python -m experiments branched_critical_batch_size      (--tasks digits clothes text; --cells to go on later)
+Run time   some ten minutes on two cores for the digits, an hour for Fashion-MNIST, hours for text
+Expected   every best learning rate inside its grid; with SGD early, pooled noise scales within a factor of 1.5 of the
+           measured value, late 2 times it on clothes and 9 times on digits; with AdamW a third to a ninth of it, but
+           for the beginning of the digits; at one checkpoint from 0.05 to infinitely many times
 
 Left: critical batch sizes along training. Right: noise scales over the measured value, with 95 % intervals over seeds;
-bars are single checkpoints, those at the edge beyond it or infinite.
+bars are single checkpoints, those at the edge beyond it or infinite. Late with AdamW on clothes steps fall as 1/M up to
+972 examples, and no critical batch size can be told.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from matplotlib.figure import Figure
 
 from experiments import _tasks
 from experiments._branches import OPTIMIZERS, PHASES, Setting, asked, cell, checkpoints
-from experiments._claims import Claims
+from experiments._claims import Claims, MissingDataError
 from experiments._harness import Arrays, Seeded, table
 from experiments._panels import DASHED, mark, page, panel, reference
 from jaxsgd import sweeps
@@ -41,13 +42,13 @@ from jaxsgd.batch_size import fit_tradeoff
 
 POOLED = ("simple", "curvature", "metric P", "metric P²")
 EXAMPLES = "equal examples"
-EARLY_FACTOR, FACTOR = 1.5, 12.0
+EARLY_FACTOR, EARLY_FACTOR_ADAMW, FACTOR = 1.5, 4.0, 10.0
 
 
 class Config(Seeded):
     """Settings of the experiment."""
 
-    tasks: tuple[str, ...] = ("digits",)
+    tasks: tuple[str, ...] = ("digits", "clothes")
     """Which problems, of digits, clothes and text."""
     batch_sizes: tuple[int, ...] = (4, 12, 36, 108, 324, 972)
     """Of the branches."""
@@ -119,7 +120,10 @@ def phases(config: Config, setting: Setting, optimizer: str, seed: int, key: Arr
 @functools.cache
 def named(task: str) -> _tasks.Task:
     """The problem of that name, the same object every time, so that it is compiled once."""
-    return getattr(_tasks, task)()
+    try:
+        return getattr(_tasks, task)()
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{error}; --tasks digits does without") from error
 
 
 def check(results: Arrays) -> Claims:
@@ -134,9 +138,13 @@ def check(results: Arrays) -> Claims:
     pooled = found["simple"][:, 0]
     off, early = np.maximum(pooled, 1 / pooled), np.array([rows["phase"][0] == 0 for rows in cases])
     alone = np.array([at_once(rows, "simple") / over_seeds(rows, "critical")[0] for rows in cases])
-    message = "early, a pooled noise scale must be within a factor of 1.5 of the critical batch size, got {:.2f}"
-    claims.below(off[early], EARLY_FACTOR, message, enter="early_factor")
-    claims.below(off, FACTOR, "a pooled noise scale must be within a factor of 8, got {:.2f}", enter="largest_factor")
+    sgd = np.array([rows["optimizer"][0] == "SGD" for rows in cases])
+    message = (
+        "early with {}, a pooled noise scale must be within a factor of {} of the critical batch size, got {{:.2f}}"
+    )
+    for name, some, factor in (("SGD", sgd, EARLY_FACTOR), ("AdamW", ~sgd, EARLY_FACTOR_ADAMW)):
+        claims.below(off[early & some], factor, message.format(name, factor), enter=f"early_factor/{name}")
+    claims.below(off, FACTOR, "a pooled noise scale must be within a factor of 10, got {:.2f}", enter="largest_factor")
     if not early.all():  # in a quick run they are
         claims.above(off.max(), 2, "that pooled noise scales are always near must be rejected")
         claims.above(alone.max(), FACTOR, "that one checkpoint tells as much must be rejected")
@@ -210,7 +218,7 @@ def draw(results: Arrays) -> Figure:
         left.errorbar(x, values, [values - low, high - values], label=name, capsize=1.5, elinewidth=0.6, **style)
     ticks = {"xticks": range(len(PHASES)), "xticklabels": PHASES}
     panel(left, "measured", y="critical batch size (examples)", log="y", legend="upper left", **ticks)
-    left.set_ylim(top=2.5 * left.get_ylim()[1])
+    left.set_ylim(10, 3e5)
     draw_factors(right, cases)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -108,11 +108,13 @@ def test_flags_of_one_experiment_are_refused(capsys):
 
 
 def test_groups(monkeypatch, tmp_path):
-    monkeypatch.setattr(_harness, "stems", lambda: ["first", "loop_speed"])
+    monkeypatch.setattr(_harness, "stems", lambda: ["first", "loop_speed", "weeks"])
+    monkeypatch.setattr(_harness, "LONG", ("weeks",))
     monkeypatch.setattr(_harness, "claim", lambda stem: f"{stem} holds.")
     started = []
     monkeypatch.setattr(_harness, "run", lambda stem, _: started.append(stem) or stem)
-    for group, expected in {"study": ["first"], "benchmarks": ["loop_speed"], "all": ["first", "loop_speed"]}.items():
+    groups = {"study": ["first"], "long": ["weeks"], "benchmarks": ["loop_speed"]}
+    for group, expected in (groups | {"all": ["first", "loop_speed", "weeks"]}).items():
         started.clear()
         assert _harness.main([group, "--jobs", "1", "--out", str(tmp_path)]) == 0
         assert started == expected

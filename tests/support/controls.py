@@ -59,9 +59,16 @@ CONTROLS: dict[str, list[Control]] = {
     "branched_critical_batch_size": [
         ("highest_rates", np.zeros_like, "the best learning rate must lie inside those tried"),
         ("lowest_rates", lambda v: v + np.inf, "the best learning rate must lie inside those tried"),
-        ("parts of simple", lambda v: v * [3.0, 1.0], "early, a pooled noise scale must be within a factor of 1.5"),
-        ("parts of simple", lambda v: v / [3.0, 1.0], "early, a pooled noise scale must be within a factor of 1.5"),
-        ("parts of simple", lambda v: v / [20.0, 1.0], "early, a pooled noise scale must be within a factor of 1.5"),
+        (
+            "parts of simple",
+            lambda v: v * [3.0, 1.0],
+            "early with SGD, a pooled noise scale must be within a factor of 1.5",
+        ),
+        (
+            "parts of simple",
+            lambda v: v / [3.0, 1.0],
+            "early with SGD, a pooled noise scale must be within a factor of 1.5",
+        ),
     ],
     "critical_batch_size": [
         ("steps", changed((..., 0), lambda v: v * 0 + 1), "the best learning rate must lie inside those tried"),
