@@ -45,7 +45,7 @@ Arrays = dict[str, np.ndarray]
 
 FOLDER = Path(__file__).parent
 FIGURES = FOLDER.parent / "figures"
-LONG = ("batch_size_schedule", "branched_critical_batch_size")  # more than ten minutes each
+LONG = ("batch_size_schedule", "branched_critical_batch_size", "fashion_mnist")  # ten minutes each, or more
 GROUPS: dict[str, Callable[[str], bool]] = {
     "all": lambda _: True,
     "study": lambda stem: not stem.endswith("_speed") and stem not in LONG,

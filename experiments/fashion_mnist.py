@@ -5,7 +5,7 @@ drawn, agree. Along a run of a small convolutional network the noise scale of al
 reads it from the batches of the run, and the interval of a few hundred images holds it.
 
 Command    python -m experiments fashion_mnist         (reads Debian's package dataset-fashion-mnist)
-Run time   about five minutes on two cores
+Run time   some ten minutes on two cores
 Expected   Monte Carlo variances within 4.5 standard errors of both laws at 46 batch sizes, 1/M rejected at M > N/2
            without replacement; a noise scale that grows more than tenfold while the held-out loss falls; intervals of
            600 images that hold it at 90 % of the points at least
