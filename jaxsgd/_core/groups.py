@@ -24,6 +24,9 @@ def named(by: By, structure: Any) -> dict[str, list[str]]:
         name = label(path)
         if name is not None:
             groups.setdefault(str(name), []).append(jax.tree_util.keystr(path))
+    for prefix in by if isinstance(by, list | tuple) else ():
+        if prefix not in groups:
+            raise ValueError(f"by must name longer prefixes first, got {prefix!r} after one that it begins with")
     if not groups:
         raise ValueError("by must give at least one parameter a group, got none")
     return groups

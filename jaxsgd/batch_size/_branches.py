@@ -102,7 +102,7 @@ def branched_critical(
         confidence_level: of the interval.
 
     Raises:
-        TypeError, ValueError: for arguments out of range.
+        TypeError, ValueError: for arguments out of range, and where the first branch diverges.
     """
     validate.positive_integer(batch_size=batch_size, num_examples=num_examples)
     validate.positive(learning_rate=learning_rate, tolerance=tolerance)
@@ -134,6 +134,8 @@ def branched_critical(
             gradient="plain",
         )
         losses[place] = np.nan_to_num(np.asarray(result.metrics["loss"])[0, :, -1], nan=np.inf)
+        if not np.isfinite(losses[0]).all():
+            raise ValueError(f"learning_rate must be lower: with {rate:g} the branch of {size} examples diverged")
     value, low, high = _largest(sizes, losses, tolerance, confidence_level)
     return BranchedBatchSize(value, low, high, tuple(sizes), tuple(rates), losses, tolerance, confidence_level)
 

@@ -108,7 +108,7 @@ def measure_critical(
         data: a pytree of arrays with N examples along the first axis of each, drawn with replacement.
         optimizer: a function that makes an Optax transformation from a learning rate, as ``optax.adam`` is.
         key: a JAX random key.
-        target: the mean loss to reach; so far that the largest batches take four steps.
+        target: the mean loss to reach, positive; so far that the largest batches take four steps.
         learning_rates: those tried first, at the largest batch size: at least three, √2 to 2 times each other.
         batch_sizes: M, at least three.
         opt_state: of the optimizer at ``params``; by default a fresh one.
@@ -184,8 +184,9 @@ def _tried(
 def _require_distant(steps: float, size: int) -> None:
     """Raise if the target is so near that a batch size of this takes next to no steps."""
     if steps < _LEAST_STEPS:
+        got = math.floor(100 * steps) / 100
         raise ValueError(
-            f"target must be {_LEAST_STEPS} steps away at least, got {steps:.2g} at batch size {size}: lower it, or "
+            f"target must be {_LEAST_STEPS} steps away at least, got {got:g} at batch size {size}: lower it, or "
             "leave out the largest batch_sizes"
         )
 

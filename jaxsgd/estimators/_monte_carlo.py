@@ -125,7 +125,7 @@ def monte_carlo(
     mean_error = squared_errors(g, drawn.total[None] / num_draws)[0]
     covariance_norm = units.root_mean_square(products)
     return Estimate(
-        mean=g.weighted_sum(stated + drawn.total / num_draws),
+        mean=jax.tree.map(jnp.add, g.weighted_sum(stated), g.weighted_sum(drawn.total / num_draws)),
         variance=(terms.mean() - mean_error) * (num_draws / (num_draws - 1)),
         standard_error=units.standard_error(terms, covariance_norm),
         num_draws=num_draws,

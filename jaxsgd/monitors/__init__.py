@@ -21,7 +21,9 @@ and hands on nothing, such as flax's ``TrainState.apply_gradients``, shows them 
 Shown ``g.in_metric(noise.optimizer_metric(state))`` for g, a monitor reads the noise scale as Adam's updates feel it.
 
 What is measured is the gradient of the batch, wherever in a chain the monitor stands: it may have been clipped before.
-Inside ``optax.MultiSteps`` the last microbatch of every step is looked at, in front of it each one.
+Inside ``optax.MultiSteps`` the last microbatch of every step is looked at, in front of it each one. Inside
+``optax.masked`` it is still that of all parameters: ``where=`` chooses some. After a batch whose gradients are not
+finite readings are NaN, unless ``optax.apply_if_finite`` is around the monitor as well, which then forgets that batch.
 
 Under ``vmap`` a schedule saves time only if ``step`` is the same for all runs, as ``run_sgd`` has it: a count that is
 mapped over turns the choice between measuring and not into doing both.

@@ -51,6 +51,9 @@ class _NoiseScale(Statistic):
         return {name: paths for name, paths in found.items() if paths}
 
     def measure(self, updates: PyTree, extra: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        if self.population_size is not None and extra.get("group_gradients") is None:
+            count = terms_of(extra).gradients.count
+            validate.at_most(self.population_size, "population_size,", **{"the number of examples": count})
         S, G = self.noise(extra) if self.by is None else self.noise_of_groups(extra)
         share = 0.0 if self.population_size is None else 1 / self.population_size
         return dict(zip(self.sums, ((1 - share) * S, G + share * S), strict=True))

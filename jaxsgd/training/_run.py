@@ -134,6 +134,7 @@ def run_sgd(
     if eval_data is not None:
         eval_data = arrays.readable(eval_data=eval_data)
         validate.leading_axis(eval_data=eval_data)
+        _validate.like_data(data, eval_data)
         loss_functions.require_scalar(loss_fn, params, eval_data)
     loss_functions.require_deterministic(loss_fn, params, data)
     validate.has_method("weights(key, population_size)", design=design)
@@ -282,7 +283,8 @@ class _Run:
             for place in itertools.product(*map(range, value.shape))
         }
         if number == 0:
-            _validate.finite_at_start(found["loss"], self.plan.loss_fn, self.params, self.eval_data)
+            name = "data" if self.eval_data is self.data else "eval_data"
+            _validate.finite_at_start(found["loss"], self.plan.loss_fn, self.params, self.eval_data, name)
         self.writer.write_scalars(number, scalars)
         self.records.append((number, found))  # in one piece, whenever an interruption comes
 

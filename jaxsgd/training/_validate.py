@@ -41,12 +41,19 @@ def rates(learning_rates: Any) -> None:
         raise ValueError(f"learning_rates must be a non-empty vector of finite numbers, got {learning_rates!r}")
 
 
-def finite_at_start(loss: Any, loss_fn: Callable[..., Any], params: Any, data: Any) -> None:
-    """Raise, naming the first example, unless the mean ``loss`` of a run is finite before its first step."""
+def like_data(data: Any, eval_data: Any) -> None:
+    """Raise unless both have one structure, which the loss is written for."""
+    structure: Any = jax.tree.structure(data)
+    if jax.tree.structure(eval_data) != structure:
+        raise ValueError(f"eval_data must have the structure of data, {structure}, got {jax.tree.structure(eval_data)}")
+
+
+def finite_at_start(loss: Any, loss_fn: Callable[..., Any], params: Any, data: Any, name: str) -> None:
+    """Raise, naming the data and the first example, unless their mean ``loss`` is finite before the first step."""
     if np.isfinite(loss).all():
         return
     size = min(_EXAMPLES_AT_A_TIME, len(jax.tree.leaves(data)[0]))
     losses = jax.jit(lambda p, d: jax.lax.map(partial(loss_fn, p), d, batch_size=size))(params, data)
     finite = jnp.isfinite(losses)
     what = "their sum" if finite.all() else f"that of example {int(jnp.argmin(finite))}"
-    raise ValueError(f"the loss of all data must be finite at the start, got {np.ravel(loss)[0]}, and {what} is not")
+    raise ValueError(f"the loss of all {name} must be finite at the start, got {np.ravel(loss)[0]}, and {what} is not")

@@ -136,6 +136,11 @@ CASES: list[Case] = [
     (ValueError, "tolerance must be positive, got 0", lambda *_: branched(tolerance=0)),
     (
         ValueError,
+        "learning_rate must be lower: with 1e+06 the branch of 1 examples diverged",
+        lambda *_: branched(learning_rate=1e6),
+    ),
+    (
+        ValueError,
         "num_examples must be a multiple of all batch sizes, of 32, got 65",
         lambda *_: branched(num_examples=65),
     ),

@@ -17,6 +17,11 @@ def twice(monitor: Any) -> Any:
 
 
 CASES: list[Case] = [
+    (
+        ValueError,
+        "the number of examples must be at most population_size, 2, got 4",
+        lambda *_: monitored(monitors.noise_scale(population_size=2), per_example_gradients=G),
+    ),
     (ValueError, "every must be at least 1, got 0", lambda *_: monitors.noise_scale(every=0)),
     (ValueError, "decay must be at least 0 and below 1, got 1.0", lambda *_: monitors.noise_scale(decay=1.0)),
     (ValueError, "num_groups must be at least 2, got 1", lambda *_: monitors.two_batch_noise_scale(num_groups=1)),

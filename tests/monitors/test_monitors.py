@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxsgd import designs, monitors, per_example_gradients, training
+from jaxsgd import designs, monitors, noise_scale, per_example_gradients, training
 from jaxsgd.problems import Problem
 from jaxsgd.training import _run
 from tests.support.registry import gradients_given, linear_loss, measured, network
@@ -265,3 +265,14 @@ def test_terms_of_every_kind_of_draw(design) -> None:
 def test_equal_monitors_share_compilations() -> None:
     assert monitors.noise_scale(every=2) is monitors.noise_scale(every=2)
     assert monitors.noise_scale(every=2) is not monitors.noise_scale(every=3)
+
+
+def test_a_batch_that_is_not_finite_is_forgotten_with_the_step_that_is_not_made() -> None:
+    """As the module says: inside ``apply_if_finite`` the state is that before."""
+    tx = optax.apply_if_finite(optax.chain(monitors.noise_scale(), optax.sgd(0.1)), max_consecutive_errors=5)
+    good = measured(gradients_given([[1.0, 2.0], [3.0, 5.0], [4.0, 1.0]]))
+    state = tx.init(good.mean())
+    for g in (good, measured(gradients_given([[jnp.nan, 1.0]] * 2)), good):
+        _, state = tx.update(g.mean(), state, per_example_gradients=g)
+    read = monitors.readings(state)
+    np.testing.assert_allclose(read["noise_scale"], noise_scale(good).value, rtol=1e-6)

@@ -8,6 +8,12 @@ from jaxsgd import moments, noise, problems
 from jaxsgd.noise_scale import noise_scale_law
 from tests.support.error_helpers import ONE, Case, G
 
+
+def nested() -> jaxsgd.PerExampleGradients:
+    """Gradients of a parameter in a tree of two levels."""
+    return jaxsgd.per_example_gradients(lambda p, x: p["a"]["b"] * x)({"a": {"b": ONE}}, jnp.arange(3.0))
+
+
 CASES: list[Case] = [
     (
         ValueError,
@@ -67,6 +73,16 @@ CASES: list[Case] = [
     ),
     (TypeError, "by must be a depth, a list of prefixes or a function", lambda *_: jaxsgd.noise_scale(G, by="a")),
     (ValueError, "by must be at least 1, got 0", lambda *_: jaxsgd.noise_scale(G, by=0)),
+    (
+        ValueError,
+        "by must name longer prefixes first, got 'a/b' after one that it begins with",
+        lambda *_: jaxsgd.noise_scale(nested(), by=["a", "a/b"]),
+    ),
+    (
+        TypeError,
+        "gradients must be per-example gradients, their moments or lists of these, got 3.0",
+        lambda *_: jaxsgd.noise_scale(3.0),
+    ),
     (
         ValueError,
         "by must be prefixes of names of parameters, such as ",

@@ -38,6 +38,16 @@ def damaged_checkpoint(folder: Path) -> Any:
 
 
 CASES: list[Case] = [
+    (
+        ValueError,
+        "eval_data must have the structure of data, PyTreeDef(…), got PyTreeDef([*])",
+        lambda *_: trained(eval_data=[jnp.ones(3)]),
+    ),
+    (
+        ValueError,
+        "the loss of all eval_data must be finite at the start, got nan, and that of example 1 is not",
+        lambda *_: trained(eval_data=jax.tree.map(lambda x: x.at[1].set(jnp.nan), problems.line_fit().data)),
+    ),
     (ValueError, "checkpoint must be in a folder that all processes of the run share, got … run.npz", trained_apart),
     (ValueError, "num_steps must be at least 1, got 0", lambda *_: trained(num_steps=0)),
     (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsgd._core.sums import LARGEST_BLOCK, accumulated, average, chunked, einsum, varying_like
+from jaxsgd._core.sums import LARGEST_BLOCK, accumulated, average, chunked, einsum, in_blocks, varying_like
 from jaxsgd.kernels.factors._factor import Factor, Flops
 
 
@@ -36,7 +36,7 @@ class Dense(Factor):
 
     def weighted_sum(self, weights: Float[Array, " n"]) -> Array:
         rows = self._rows()
-        return einsum("n,np->p", weights.astype(rows.dtype), rows).reshape(self.shape)
+        return in_blocks(lambda both: einsum("n,np->p", *both), (weights.astype(rows.dtype), rows)).reshape(self.shape)
 
     def scaled(self, scales: Float[Array, " n"]) -> "Dense":
         rows = self._rows()

@@ -97,8 +97,9 @@ class Factor(abc.ABC):
 
     def weighted_deviation(self, weights: Float[Array, " n"]) -> Float[Array, ""]:
         """Σ w_i ‖g_i − ḡ_w‖² for weights w ≥ 0 and the weighted mean ḡ_w = Σ w_i g_i / Σ w_i."""
-        mean = self.weighted_sum(weights / weights.sum())
-        return jnp.sum(weights.astype(mean.dtype) * self.deviations_from(mean))
+        centered, _ = self.centered()  # the weighted mean is then rounded to the digits of the deviations
+        mean = centered.weighted_sum(weights / weights.sum())
+        return jnp.sum(weights.astype(mean.dtype) * centered.deviations_from(mean))
 
     @abc.abstractmethod
     def coordinate_deviations(self) -> Array:
