@@ -40,7 +40,7 @@ def damaged_checkpoint(folder: Path) -> Any:
 CASES: list[Case] = [
     (
         ValueError,
-        "eval_data must have the structure of data, PyTreeDef(…), got PyTreeDef([*])",
+        "eval_data must have the structure of data, PyTreeDef({'x': *, 'y': *}), got PyTreeDef([*])",
         lambda *_: trained(eval_data=[jnp.ones(3)]),
     ),
     (
