@@ -9,12 +9,9 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from experiments._branches import OPTIMIZERS
 from jaxsgd import designs, monitors, problems, training
 
-OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
-    "SGD": optax.sgd,
-    "AdamW": functools.partial(optax.adamw, weight_decay=1e-2),
-}
 _MOST_WIDENINGS = 6
 
 

@@ -1,5 +1,6 @@
 """What is trained where the batch size is at stake: small networks on digits, on clothes and on text, all real data."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from experiments import _models, _text
+from experiments._claims import MissingDataError
 from jaxsgd import problems
 
 LENGTH, WIDTH, NUM_BLOCKS = 16, 16, 1  # of the GPT
@@ -33,6 +35,15 @@ class Task:
     data: PyTree
     seen: PyTree
     held_out: PyTree
+
+
+@functools.cache
+def named(name: str) -> Task:
+    """The problem of that name, the same object every time, so that it is compiled once."""
+    try:
+        return {"digits": digits, "clothes": clothes, "text": text}[name]()
+    except FileNotFoundError as error:
+        raise MissingDataError(str(error)) from error
 
 
 def digits(hidden: int = 16) -> Task:

@@ -17,7 +17,7 @@ it, with 95 % intervals over seeds; right: the batch sizes that the ramps chose,
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,10 +25,11 @@ import scipy.special
 from matplotlib.figure import Figure
 
 from experiments import _tasks
+from experiments._branches import OPTIMIZERS
 from experiments._claims import Claims
 from experiments._harness import Arrays, Seeded, progress, table
 from experiments._panels import DASHED, mark, page, panel
-from experiments._schedules import OPTIMIZERS, Ended, best_rate, constant, ramp
+from experiments._schedules import Ended, best_rate, constant, ramp
 
 RATES = {"SGD": 0.4, "AdamW": 0.016}  # about which they are tuned
 
@@ -36,7 +37,7 @@ RATES = {"SGD": 0.4, "AdamW": 0.016}  # about which they are tuned
 class Config(Seeded):
     """Settings of the experiment."""
 
-    task: str = "digits"
+    task: Literal["digits", "clothes", "text"] = "digits"
     """What is trained: digits, clothes or text."""
     optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
     """SGD and AdamW, or one of them."""
@@ -67,7 +68,7 @@ SUMMARY = (
 
 def compute(config: Config) -> Arrays:
     """One row for each optimizer and schedule."""
-    task, rows = getattr(_tasks, config.task)(), []
+    task, rows = _tasks.named(config.task), []
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         for optimizer in config.optimizers:
             for name, run in progress(list(schedules(task, optimizer, config).items()), optimizer):

@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -33,8 +33,8 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from experiments import _tasks
-from experiments._branches import OPTIMIZERS, PHASES, Setting, asked, cell, checkpoints
-from experiments._claims import Claims, MissingDataError
+from experiments._branches import OPTIMIZERS, PHASES, SETTINGS, Setting, cell, checkpoints
+from experiments._claims import Claims
 from experiments._harness import Arrays, Seeded, table
 from experiments._panels import DASHED, mark, page, panel, reference
 from jaxsgd import sweeps
@@ -48,7 +48,7 @@ EARLY_FACTOR, EARLY_FACTOR_ADAMW, FACTOR = 1.5, 4.0, 10.0
 class Config(Seeded):
     """Settings of the experiment."""
 
-    tasks: tuple[str, ...] = ("digits", "clothes")
+    tasks: tuple[Literal["digits", "clothes", "text"], ...] = ("digits", "clothes")
     """Which problems, of digits, clothes and text."""
     batch_sizes: tuple[int, ...] = (4, 12, 36, 108, 324, 972)
     """Of the branches."""
@@ -84,21 +84,21 @@ def compute(config: Config) -> Arrays:
         tempfile.TemporaryDirectory() as folder,
     ):
         kept = config.cells or Path(folder)
-        tables = [swept(config, task, optimizer, kept) for task in config.tasks for optimizer in OPTIMIZERS]
+        tables = [swept(config, task, kept) for task in config.tasks]
     return {name: np.concatenate([rows[name] for rows in tables]) for name in tables[0]}
 
 
-def swept(config: Config, task: str, optimizer: str, folder: Path) -> Arrays:
-    """One row for each seed and phase of an optimizer on a problem."""
-    grid = {"optimizer": [optimizer], "seed": list(range(config.num_seeds))}
+def swept(config: Config, task: Any, folder: Path) -> Arrays:
+    """One row for each optimizer, seed and phase of a problem."""
+    grid = {"optimizer": list(OPTIMIZERS), "seed": list(range(config.num_seeds))}
     same_in_all = dataclasses.replace(config, tasks=(task,), num_seeds=0, cells=None)
     found = sweeps.sweep(
-        functools.partial(phases, same_in_all, asked(task, optimizer)),
+        functools.partial(phases, same_in_all, SETTINGS[task]),
         grid,
         folder,
         config.key(),
         settings={"task": task},
-        progress=lambda done: print(f"{task}, {optimizer}: {done}", file=sys.stderr) if config.cells else None,
+        progress=lambda done: print(f"{task}: {done}", file=sys.stderr) if config.cells else None,
     )
     rows = found.stack(row=(*grid, "phase")).transpose("row", ...)
     arrays = {str(name): rows[name].values for name in (*grid, "phase", *found.data_vars)}
@@ -108,22 +108,13 @@ def swept(config: Config, task: str, optimizer: str, folder: Path) -> Arrays:
 def phases(config: Config, setting: Setting, optimizer: str, seed: int, key: Array) -> dict[str, Any]:
     """What is measured from the checkpoints of one run; weights and batches are the seed's, whatever the optimizer."""
     del key
-    key, task = jax.random.fold_in(config.key(), seed), named(*config.tasks)
+    key, task = jax.random.fold_in(config.key(), seed), _tasks.named(*config.tasks)
     rows = [
         cell(task, setting, optimizer, phase, start, config, jax.random.fold_in(key, 100 + phase))
         for phase, start in enumerate(checkpoints(task, setting, optimizer, config, key))
     ]
     found = {"phase": np.arange(len(rows))} | table(rows)
     return {name: (("phase", *(f"{name}, {axis}" for axis in range(1, v.ndim))), v) for name, v in found.items()}
-
-
-@functools.cache
-def named(task: str) -> _tasks.Task:
-    """The problem of that name, the same object every time, so that it is compiled once."""
-    try:
-        return getattr(_tasks, task)()
-    except FileNotFoundError as error:
-        raise MissingDataError(f"{error}; --tasks digits does without") from error
 
 
 def check(results: Arrays) -> Claims:

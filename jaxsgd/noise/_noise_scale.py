@@ -80,7 +80,7 @@ def noise_scale(
     if not several or (len(several) > 1 and interval != "score"):
         raise ValueError(f'gradients must be of one batch, or of several with interval="score", got {len(several)}')
     for each in several:
-        if not hasattr(each, "count"):
+        if callable(getattr(each, "count", len)):  # that of a string or of a list is a method
             raise TypeError(f"gradients must be per-example gradients, their moments or lists of these, got {each!r}")
         require_examples(each, population_size)
     if metric is not None:

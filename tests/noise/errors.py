@@ -84,6 +84,11 @@ CASES: list[Case] = [
         lambda *_: jaxsgd.noise_scale(3.0),
     ),
     (
+        TypeError,
+        "gradients must be per-example gradients, their moments or lists of these, got [1.0]",
+        lambda *_: jaxsgd.noise_scale([[1.0], [2.0]]),
+    ),
+    (
         ValueError,
         "by must be prefixes of names of parameters, such as ",
         lambda *_: jaxsgd.noise_scale(G, by=["layer"]),

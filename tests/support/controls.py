@@ -51,7 +51,7 @@ CONTROLS: dict[str, list[Control]] = {
     ],
     "batch_size_schedule": [
         ("highest_rate", np.zeros_like, "the best learning rate must lie inside those tried"),
-        ("steps", lambda v: changed(slice(-2, None), lambda s: s * 9)(v), "ramps must take a quarter of the steps"),
+        ("steps", changed(slice(-2, None), lambda v: v * 9), "ramps must take a quarter of the steps"),
         ("held_out", changed(slice(-2, None), lambda v: v * 1.5), "ramps must not end above the batch they begin with"),
         ("steps", changed(slice(-2, None), lambda v: v // 9), "fewer steps than the best constant batch must be"),
         ("held_out", changed(slice(-2, None), lambda v: v * 0.7), "that ramps end below the best falling rate must"),
