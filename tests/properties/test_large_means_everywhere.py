@@ -96,6 +96,7 @@ def test_no_center_is_off_for_all_groups_at_once(name: str) -> None:
     ("name", "loss", "ratio", "n"),
     [
         ("PerExampleGradients.weighted_deviation", "table", 1e6, 300),
+        ("PerExampleGradients.weighted_deviation", "dense", 1e6, 3000),
         pytest.param("estimators.merge", "dense", 1e4, 100_000, marks=pytest.mark.slow),
     ],
 )
