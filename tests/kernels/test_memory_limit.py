@@ -80,7 +80,7 @@ def test_less_memory_is_used() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    quick(["weight_normalized", "penalized_positions", "many_positions", "cond"], {"penalized_positions", "cond"}),
+    quick(["weight_normalized", "penalized_positions", "many_positions"], {"penalized_positions"}),
 )
 def test_dense_gradients_one_by_one_equal_the_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches gradients that are paired with another parameter, or left out of the sum."""

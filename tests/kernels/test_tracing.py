@@ -9,7 +9,7 @@ import pytest
 
 import jaxsgd
 from jaxsgd.kernels.factors import _dense
-from tests.support import frameworks, transformers  # noqa: F401 - register their models
+from tests.support import frameworks, shared_maps, transformers  # noqa: F401 - register their models
 from tests.support.models import MODELS, QUICK
 from tests.support.registry import quick
 
@@ -82,6 +82,7 @@ OF_EACH_KIND = {  # a rule, a form of factors or a transformation of JAX that th
     *("tanh", "custom_vjp", "checkpoint_of_jit", "loss_that_vmaps", "tied_embedding", "embedding_take_clip"),
     *("conv_valid_strided", "conv_grouped", "conv_1d_first_axes", "scan_over_layers_checkpoint", "recurrent_embedding"),
     *("used_transposed", "weight_normalized", "penalized", "partly_frozen", "cond", "attention"),
+    *("masked", "merged_adapter", "gates", "complex_examples", "upsampled_uneven", "mixed", "switch", "cond_divides"),
 }
 
 

@@ -278,7 +278,7 @@ def reused(name):
 
 @model("weight_normalized", "masked_weight")
 def dense(name):
-    """Uses that have no factored form: the gradient stays dense."""
+    """Weights that are normalized or masked."""
 
     def loss(params, example):
         w = params["w"]
@@ -288,7 +288,7 @@ def dense(name):
             w = w * jnp.tri(8, dtype=w.dtype)
         return jnp.sum(jnp.tanh(example["x"] @ w))
 
-    return loss, {"w": normal(0, 8, 8)}, {"x": normal(1, N, 8)}, {"w"}
+    return loss, {"w": normal(0, 8, 8)}, {"x": normal(1, N, 8)}, {"w"} if name == "weight_normalized" else set()
 
 
 @model("penalized", "penalized_embedding", "penalized_positions")
@@ -318,7 +318,7 @@ def partly_frozen():
 
 @model("cond", "while_loop")
 def control_flow(name):
-    """Branches and loops: a gradient that leaves a cond stays dense, one beside a while loop does not."""
+    """Branches, and a loop beside the gradient."""
 
     def loss(params, example):
         x = example["x"]
@@ -327,7 +327,7 @@ def control_flow(name):
         scale = jax.lax.while_loop(lambda s: s < x[0], lambda s: 2 * s + 1, jnp.zeros(()))
         return jnp.sum(jnp.tanh(x @ params["w"])) * scale
 
-    return loss, {"w": normal(0, 8, 8)}, {"x": normal(1, N, 8)}, {"w"} if name == "cond" else set()
+    return loss, {"w": normal(0, 8, 8)}, {"x": normal(1, N, 8)}, set()
 
 
 @model()

@@ -78,6 +78,15 @@ class OuterProducts(Factor):
         dtype = accumulation_dtype(self.left, self.right)
         return self.layout(_contract(self.left.astype(dtype)[None], self.right.astype(dtype)[None]))
 
+    def is_larger_than_formed(self) -> bool:
+        """Whether the gradient of a single example is smaller than its factors, without their first axis."""
+        (_, t, i), o = self.left.shape, self.right.shape[2]
+        return bool(t > 1 and t * (i + o) >= i * o)
+
+    def work_to_form(self) -> int:
+        """How many multiplications it takes to form the gradient of a single example."""
+        return math.prod(self.left.shape) * int(self.right.shape[2])
+
     def weighted_sum(self, weights: Float[Array, " n"]) -> Array:
         """Σ w_i g_i, one matrix product over examples and positions."""
         left, right = self._arrays()

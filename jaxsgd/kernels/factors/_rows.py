@@ -3,7 +3,8 @@
 A table of a hundred thousand rows is never formed for each example.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -26,12 +27,14 @@ class Rows(Factor):
     """Rows added to a table: ``indices`` k, shape (n, t), and ``rows`` r, shape (n, t, d).
 
     The gradient of example n is zero but for the sum of the r_nt with k_nt = k in row k, of ``num_rows`` rows; an index
-    of ``num_rows`` drops its row, which must be zero. ``table_shape`` is the parameter's shape.
+    of ``num_rows`` drops its row, which must be zero. ``table_shape`` is the parameter's shape; its first ``num_axes``
+    axes are those of the rows, counted through.
     """
 
     indices: Any
     rows: Any
     table_shape: tuple[int, ...] = field(metadata={"static": True})
+    num_axes: int = field(default=1, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,7 +43,19 @@ class Rows(Factor):
     @property
     def num_rows(self) -> int:
         """How many rows the table has."""
-        return self.shape[0]
+        return math.prod(self.shape[: self.num_axes])
+
+    def is_larger_than_formed(self) -> bool:
+        """Whether the table is smaller than the rows of a single example, without their first axis."""
+        return self.rows.shape[0] > max(self.num_rows, 1)
+
+    def work_to_form(self) -> int:
+        """How many additions it takes to form the table of a single example."""
+        return int(self.rows.size)
+
+    def block(self) -> Array:
+        """The gradient of a single example, from rows without their first axis."""
+        return self._scatter(self.indices, accumulated(self.rows)).reshape(self.shape)
 
     def _scatter(self, indices: Integer[Array, "..."], rows: Float[Array, "... d"]) -> Float[Array, "v d"]:
         table = jnp.zeros((self.num_rows, rows.shape[-1]), rows.dtype)
@@ -62,19 +77,20 @@ class Rows(Factor):
 
     def scaled(self, scales: Float[Array, " n"]) -> "Rows":
         rows = accumulated(self.rows)
-        return Rows(self.indices, rows * scales.astype(rows.dtype)[:, None, None], self.shape)
+        return replace(self, rows=rows * scales.astype(rows.dtype)[:, None, None])
 
     def stretched(self, scales: Array) -> "Rows":
         rows = accumulated(self.rows)
-        return Rows(self.indices, rows * self._rows_of(scales.astype(rows.dtype)), self.shape)
+        return replace(self, rows=rows * self._rows_of(scales.astype(rows.dtype)))
 
     def minus(self, other: Factor, coefficient: Float[Array, ""]) -> Factor:
         """The gradients g_i − β h_i, as the rows of both."""
-        if not isinstance(other, Rows):
+        if not isinstance(other, Rows) or other.num_axes != self.num_axes:
             return Dense(self.materialize(), "a difference").minus(other, coefficient)
         rows, rows2 = accumulated(self.rows), accumulated(other.rows)
         indices = jnp.concatenate([self.indices, other.indices], axis=1)
-        return Rows(indices, jnp.concatenate([rows, -coefficient.astype(rows2.dtype) * rows2], axis=1), self.shape)
+        rows = jnp.concatenate([rows, -coefficient.astype(rows2.dtype) * rows2], axis=1)
+        return replace(self, indices=indices, rows=rows)
 
     def mean(self) -> Array:
         return self._scatter(self.indices, accumulated(self.rows)).reshape(self.shape) / self.count
@@ -85,7 +101,7 @@ class Rows(Factor):
         times = self._scatter(self.indices, found[:, :, None].astype(rows.dtype))
         table = jnp.where(times == self.count, self._mean_table(rows, found, times), 0)
         indices = jnp.where(found, self.indices, self.num_rows)
-        return Rows(indices, self._from_mean(rows, found, table), self.shape), table.reshape(self.shape)
+        return replace(self, indices=indices, rows=self._from_mean(rows, found, table)), table.reshape(self.shape)
 
     def _mean_table(self, rows: Array, found: Array, times: Array) -> Float[Array, "v d"]:
         """ḡ as a table, with what the sum of n rows, added one by one, has lost to rounding."""

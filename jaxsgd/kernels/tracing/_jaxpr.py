@@ -13,7 +13,8 @@ operands of a few equations, and not the results that the function was traced fo
 - Its result, for all examples together, would be the n·P numbers to be avoided. Evaluated *on demand*, from what is
   requested backwards, it is not computed at all, and this is not left to a compiler to find out.
 - In a loop the operands exist in every iteration, and what comes out is their sum. A scan is therefore written anew,
-  with the operands among what it stacks, and without the carry for the sum.
+  with the operands among what it stacks, and without the carry for the sum. So is a ``cond``, with the operands of a
+  branch among what comes out, zeros where another one is taken.
 
 The price is that calls lose what they were there for: a function under ``jax.checkpoint`` is not computed twice, and
 its intermediate values may be kept.
@@ -21,11 +22,16 @@ its intermediate values may be kept.
 This is the only module that touches the internals of JAX; what differs between its versions is at the bottom.
 """
 
+import heapq
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
+
+from jaxsgd._core.sums import varying_like
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 
@@ -33,15 +39,17 @@ _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "cu
 class Value:
     """One array of the graph: an input, a constant, or an output of an operation.
 
-    ``varies`` is False of constants, of inputs that are shared, and of what is computed from these alone.
+    ``varies`` is False of constants, of inputs that are shared, and of what is computed from these alone. ``outside``
+    is what an input of a branch, or one that is the same in every iteration of a loop, is outside of it.
     """
 
-    __slots__ = ("aval", "constant", "operation", "varies")
+    __slots__ = ("aval", "constant", "operation", "outside", "varies")
 
     def __init__(self, aval: Any, operation: "Operation | None" = None, constant: Any = None, varies: bool = True):
         self.aval = aval
         self.operation = operation
         self.constant = constant
+        self.outside: Value | None = None
         self.varies = varies and constant is None
 
     @property
@@ -77,11 +85,11 @@ class Operation:
 
 
 class Graph:
-    """Inputs, outputs, and the operations between them in a valid order."""
+    """Inputs, outputs, and the operations between them in a valid order; ``varies`` says so of every input."""
 
-    def __init__(self, closed_jaxpr: Any, num_shared: int = 0):
-        inputs = enumerate(closed_jaxpr.jaxpr.invars)
-        self.inputs = [Value(variable.aval, varies=place >= num_shared) for place, variable in inputs]
+    def __init__(self, closed_jaxpr: Any, varies: Sequence[bool]):
+        inputs = zip(closed_jaxpr.jaxpr.invars, varies, strict=True)
+        self.inputs = [Value(variable.aval, varies=each) for variable, each in inputs]
         self.effectful: list[Operation] = []  # a print or a callback runs, whether or not a value needs it
         self._count = 0
         self.outputs = self._inline(closed_jaxpr, self.inputs)
@@ -102,7 +110,7 @@ class Graph:
                 outputs = self._inline(inner, inputs)
             else:
                 self._count += 1
-                kind = Scan if equation.primitive.name == "scan" else Operation
+                kind = _KINDS.get(equation.primitive.name, Operation)
                 operation = kind(self._count, equation, inputs)
                 outputs = operation.outputs
                 if operation.has_effects:
@@ -116,13 +124,27 @@ class Scan(Operation):
 
     def __init__(self, order: int, equation: Any, inputs: list[Value]):
         super().__init__(order, equation, inputs)
-        self.body = Graph(self.params["jaxpr"])
         num_consts, num_carry = _scan_arity(self.params, len(inputs))
         self.consts, self.initial, self.xs = _split(inputs, num_consts, num_carry)
+        self.body = self._traced(num_consts, num_carry)
         self.body_consts, self.body_carry, self.body_xs = _split(self.body.inputs, num_consts, num_carry)
+        for inner, value in zip(self.body_consts, self.consts, strict=True):
+            inner.outside = value
         self.final, self.ys = self.outputs[:num_carry], self.outputs[num_carry:]
         self.body_final, self.body_ys = self.body.outputs[:num_carry], self.body.outputs[num_carry:]
         self._stacks: dict[Value, Value] = {}
+
+    def _traced(self, num_consts: int, num_carry: int) -> Graph:
+        """The body, in which a carry varies where it does at the beginning or after an iteration."""
+        varies = [value.varies for value in self.inputs]
+        while True:
+            body = Graph(self.params["jaxpr"], varies)
+            carries = range(num_consts, num_consts + num_carry)
+            more = [at for at, out in zip(carries, body.outputs, strict=False) if out.varies and not varies[at]]
+            if not more:
+                return body
+            for at in more:
+                varies[at] = True
 
     @property
     def length(self) -> int:
@@ -133,7 +155,7 @@ class Scan(Operation):
         """A value of the body as a value of the graph, with a leading axis of ``length``."""
         if inner not in self._stacks:
             shape = (self.length, *inner.shape)
-            self._stacks[inner] = Value(jax.core.ShapedArray(shape, inner.aval.dtype), self)
+            self._stacks[inner] = Value(jax.core.ShapedArray(shape, inner.aval.dtype), self, varies=inner.varies)
         return self._stacks[inner]
 
     def _plan(self, requested: set[Value]) -> tuple[list[int], dict[Value, Value], list[Value]]:
@@ -183,13 +205,71 @@ class Scan(Operation):
         values.update(zip(stacked, ys, strict=True))
 
 
+class Cond(Operation):
+    """A ``cond`` or ``switch``, whose branches are graphs of their own."""
+
+    def __init__(self, order: int, equation: Any, inputs: list[Value]):
+        super().__init__(order, equation, inputs)
+        self.index, *self.operands = inputs
+        self.branches = [Graph(branch, [value.varies for value in self.operands]) for branch in self.params["branches"]]
+        self._exposed: dict[Value, tuple[int, Value]] = {}
+        for branch in self.branches:
+            for inner, value in zip(branch.inputs, self.operands, strict=True):
+                inner.outside = value
+
+    def of_branch(self, branch: int, inner: Value) -> Value:
+        """A value of a branch as a value of the graph: zero where another branch is taken."""
+        value = Value(inner.aval, self, varies=self.index.varies or inner.varies)
+        self._exposed[value] = branch, inner
+        return value
+
+    def _wanted(self, requested: set[Value]) -> list[list[Value | None]]:
+        """For every branch, which of its values are the requested ones, in order; None where another branch has it."""
+        places = [value for value in (*self.outputs, *self._exposed) if value in requested]
+        return [[self._in_branch(value, k) for value in places] for k in range(len(self.branches))]
+
+    def _in_branch(self, value: Value, branch: int) -> Value | None:
+        if value not in self._exposed:
+            return self.branches[branch].outputs[self.outputs.index(value)]
+        where, inner = self._exposed[value]
+        return inner if where == branch else None
+
+    def dependencies(self, requested: set[Value]) -> Iterable[Value]:
+        """The index, and the operands that the requested values need in any branch."""
+        leaves: set[Value] = set()
+        for branch, wanted in zip(self.branches, self._wanted(requested), strict=True):
+            _needed([value for value in wanted if value is not None], branch.effectful, (), leaves)
+        outside = [dict(zip(branch.inputs, self.operands, strict=True)) for branch in self.branches]
+        return [self.index, *dict.fromkeys(inside[leaf] for inside in outside for leaf in inside if leaf in leaves)]
+
+    def run(self, values: dict[Value, Any], requested: set[Value]) -> None:
+        """Run the branch that is taken, for the requested values only."""
+        places = [value for value in (*self.outputs, *self._exposed) if value in requested]
+        needed = list(self.dependencies(requested))[1:]
+        arrays = [read(values, value) for value in needed]
+
+        def run(branch: Graph, wanted: list[Value | None], arrays: list[Any]) -> list[Any]:
+            known = dict(zip(needed, arrays, strict=True))
+            inside = {a: known[b] for a, b in zip(branch.inputs, self.operands, strict=True) if b in known}
+            found = iter(evaluate([value for value in wanted if value is not None], inside, branch.effectful))
+            zeros = varying_like(arrays, [jnp.zeros(value.shape, value.aval.dtype) for value in places])
+            return [next(found) if value is not None else zero for value, zero in zip(wanted, zeros, strict=True)]
+
+        bodies = [partial(run, *each) for each in zip(self.branches, self._wanted(requested), strict=True)]
+        values.update(zip(places, jax.lax.switch(read(values, self.index), bodies, arrays), strict=True))
+
+
+_KINDS: dict[str, type[Operation]] = {"scan": Scan, "cond": Cond}
+
+
 def trace(function: Callable[..., Any], shared: Any, *arguments: Any) -> Graph:
     """The graph of ``function(shared, *arguments)``; arguments are pytrees of anything with a shape and a dtype.
 
     Inputs and outputs are the leaves of the arguments and of the result. Values that depend on ``shared`` alone are
     known not to vary.
     """
-    return Graph(jax.make_jaxpr(function)(shared, *arguments), len(jax.tree.leaves(shared)))
+    closed_jaxpr, num_shared = jax.make_jaxpr(function)(shared, *arguments), len(jax.tree.leaves(shared))
+    return Graph(closed_jaxpr, [place >= num_shared for place in range(len(closed_jaxpr.jaxpr.invars))])
 
 
 def evaluate(requested: Sequence[Value], known: dict[Value, Any], effectful: Sequence[Operation] = ()) -> list[Any]:
@@ -217,26 +297,32 @@ def _needed(
     What a scan needs depends on what is wanted of it, so operations are visited from the last to the first: all users
     of an output come before its producer.
     """
-    wanted: dict[Operation, set[Value]] = {operation: set() for operation in effectful}
+    wanted: dict[Operation, set[Value]] = {}
+    waiting: list[tuple[int, Operation]] = []  # a heap, the last operation first
     known = set(known)
-    visited: dict[Operation, set[Value]] = {}
 
-    def want(value: Value) -> None:
-        if value in known:
-            return
-        if value.operation is not None:
-            wanted.setdefault(value.operation, set()).add(value)
-        elif value.constant is None and inputs is not None:
-            inputs.add(value)
+    def want(operation: Operation, outputs: Iterable[Value]) -> None:
+        if operation not in wanted:
+            wanted[operation] = set()
+            heapq.heappush(waiting, (-operation.order, operation))
+        wanted[operation].update(outputs)
 
-    for value in requested:
-        want(value)
-    while wanted:
-        operation = max(wanted, key=lambda operation: operation.order)
-        visited[operation] = wanted.pop(operation)
-        for value in operation.dependencies(visited[operation]):
-            want(value)
-    return visited
+    def read_by_some(values: Iterable[Value]) -> None:
+        for value in values:
+            if value in known:
+                continue
+            if value.operation is not None:
+                want(value.operation, [value])
+            elif value.constant is None and inputs is not None:
+                inputs.add(value)
+
+    for operation in effectful:
+        want(operation, ())
+    read_by_some(requested)
+    while waiting:
+        _, operation = heapq.heappop(waiting)
+        read_by_some(operation.dependencies(wanted[operation]))
+    return wanted
 
 
 def _split(values: list[Value], first: int, second: int) -> tuple[list[Value], list[Value], list[Value]]:

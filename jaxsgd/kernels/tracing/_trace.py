@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxsgd._core.sums import examples_at_a_time, varying_like
-from jaxsgd.kernels.factors import Dense, Factor, OuterProducts, WithSharedPart, dense_one_by_one
+from jaxsgd._core.sums import accumulation_dtype, examples_at_a_time, varying_like
+from jaxsgd.kernels.factors import Dense, Factor, WithSharedPart, dense_one_by_one
 from jaxsgd.kernels.tracing._jaxpr import Operation, Value, evaluate, trace
 from jaxsgd.kernels.tracing._recipe import Recipe
 from jaxsgd.kernels.tracing._rules import find
@@ -39,16 +40,14 @@ def loss_and_factors(
     alone = {recipe.values[0]: recipe for recipe in dense} if _are_better_alone(dense, count) else {}
     together = [recipe for recipe in recipes if recipe not in alone.values()]
     results = graph.outputs[: returned.num_leaves]
-    values = [*results, *(value for recipe in together for value in recipe.values)]
-    arrays = jax.vmap(lambda example: of_one(values, example, graph.effectful))(batch)
+    operands = list(dict.fromkeys(value for recipe in together for value in recipe.values))
+    of_each = [value for value in operands if value.varies]
+    arrays = jax.vmap(lambda example: of_one([*results, *of_each], example, graph.effectful))(batch)
     losses, arrays = returned.unflatten(arrays[: len(results)]), arrays[len(results) :]
-    factors: dict[Recipe, Factor] = {}
-    shared = [value for recipe in together for value in recipe.shared]
-    known = known_params | dict(zip(shared, evaluate(shared, known_params), strict=True))
-    for recipe in together:
-        mine, arrays = arrays[: len(recipe.values)], arrays[len(recipe.values) :]
-        base = _built(recipe, mine, count)
-        factors[recipe] = WithSharedPart(base, sum(known[value] for value in recipe.shared)) if recipe.shared else base
+    of_all = [value for value in operands if not value.varies]
+    of_all += [value for recipe in together for value in (*recipe.shared, *(scale.value for scale in recipe.scales))]
+    known = dict(zip(of_each, arrays, strict=True)) | dict(zip(of_all, evaluate(of_all, known_params), strict=True))
+    factors = {recipe: _built(recipe, known, count) for recipe in together}
     if alone:
         whys = [recipe.why for recipe in alone.values()]
         found = dense_one_by_one(lambda example: tuple(of_one(list(alone), example)), (batch,), 1, whys)
@@ -65,23 +64,37 @@ def _are_better_alone(dense: list[Recipe], count: int) -> bool:
     return jax.default_backend() == "cpu" and largest > _LARGE and count * largest > _LARGER
 
 
-def _built(recipe: Recipe, arrays: list[Any], count: int) -> Factor:
-    """The factor of ``count`` examples; where the gradients are smaller than their factors, the gradients."""
-    if recipe.kind is not OuterProducts or not recipe.values:
-        return jax.vmap(recipe.build, axis_size=count)(*arrays)
-    one = jax.eval_shape(lambda arrays: recipe.build(*(array[0] for array in arrays)), arrays)
-    (b, t, i), o = one.left.shape, one.right.shape[2]
-    if t == 1 or t * (i + o) < i * o:
-        return jax.vmap(recipe.build)(*arrays)
+def _built(recipe: Recipe, known: dict[Value, Any], count: int) -> Factor:
+    """The factor of ``count`` examples, from arrays of all of them, or one for all where a value does not vary."""
+    arrays = [known[value] for value in recipe.values]
+    in_axes = [0 if value.varies else None for value in recipe.values]
+    factor = _formed_if_smaller(recipe, arrays, in_axes, count)
+    if recipe.scales:
+        dtype = accumulation_dtype(
+            *(leaf for leaf in jax.tree.leaves(factor) if jnp.issubdtype(leaf.dtype, jnp.floating))
+        )
+        scales = [scale.of(known[scale.value], dtype) for scale in recipe.scales]
+        factor = factor.stretched(math.prod(scales[1:], start=scales[0]))
+    if recipe.shared:
+        factor = WithSharedPart(factor, sum(known[value] for value in recipe.shared))
+    return factor
+
+
+def _formed_if_smaller(recipe: Recipe, arrays: list[Any], in_axes: list[int | None], count: int) -> Factor:
+    """What the recipe builds; where the gradients are smaller than their factors, the gradients."""
+    pairs = list(zip(arrays, in_axes, strict=True))
+    one = jax.eval_shape(lambda: recipe.build(*(array if axis is None else array[0] for array, axis in pairs)))
+    if recipe.kind is Dense or not recipe.values or not one.is_larger_than_formed():
+        return jax.vmap(recipe.build, in_axes, axis_size=count)(*arrays)
 
     def gradient(*arrays: Any) -> tuple[Any]:
         if recipe.direct is None:
             return (recipe.build(*arrays).block(),)
         return (recipe.layout(recipe.direct(*arrays)),)
 
-    products = b * t * i * o
-    at_a_time = examples_at_a_time(products)
-    (dense,) = dense_one_by_one(gradient, tuple(arrays), at_a_time, [_SMALLER], 2 * count * products)
+    whole = tuple(jnp.broadcast_to(a, (count, *a.shape)) if axis is None else a for a, axis in pairs)
+    work = one.work_to_form()
+    (dense,) = dense_one_by_one(gradient, whole, examples_at_a_time(work), [_SMALLER], 2 * count * work)
     return dense
 
 

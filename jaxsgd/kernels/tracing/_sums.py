@@ -1,0 +1,99 @@
+"""The rule of sums: a parameter that is used more than once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsgd._core.sums import accumulation_dtype
+from jaxsgd.kernels.factors import OuterProducts, Rows
+from jaxsgd.kernels.tracing._jaxpr import Operation, Value
+from jaxsgd.kernels.tracing._recipe import NoRule, Recipe, recipe_of, rule
+
+
+@rule("add_any", "add")
+def _sum_of_uses(value: Value, operation: Operation) -> Recipe:
+    del operation
+    terms = terms_of(value)
+    if any(term.shape != value.shape for term in terms):
+        raise NoRule("a sum of arrays of different shapes")
+    return added([recipe_of(term) for term in terms])
+
+
+def terms_of(value: Value) -> list[Value]:
+    """What a value is the sum of, in order."""
+    terms: list[Value] = []
+    open_ = [value]
+    while open_ and len(terms) < _MOST_TERMS:
+        value = open_.pop()
+        if value.operation is not None and value.operation.name in ("add_any", "add"):
+            open_ += reversed(value.operation.inputs)
+        else:
+            terms.append(value)
+    return terms + open_[::-1]  # what is left over is no sum that can be taken apart
+
+
+def added(recipes: Sequence[Recipe]) -> Recipe:
+    """The recipe of a sum: positions of all uses side by side.
+
+    Raises:
+        NoRule: if these are laid out, or scaled, differently.
+    """
+    used = [recipe for recipe in recipes if recipe.values or recipe.kind is not OuterProducts]
+    if len(used) <= 1:
+        return (used or recipes)[0]
+    rule = " + ".join(dict.fromkeys(rule for recipe in used for rule in recipe.rule.split(" + ")))
+    join: Callable[[Sequence[Any]], Any] = _joined_rows
+    if any(recipe.kind is not Rows for recipe in used):
+        used, join = [_as_outer_products(recipe) for recipe in used], _joined_positions
+    first = used[0]
+    if any((each.layout, each.sides, each.scales) != (first.layout, first.sides, first.scales) for each in used):
+        raise NoRule("a sum of uses that are laid out differently")
+
+    def build(*arrays: Any) -> Any:
+        built, begin = [], 0
+        for recipe in used:
+            end = begin + len(recipe.values)
+            built.append(recipe.build(*arrays[begin:end]))
+            begin = end
+        return join(built)
+
+    values = tuple(value for recipe in used for value in recipe.values)
+    return replace(first, values=values, build=build, direct=None, rule=rule)
+
+
+def _joined_rows(factors: Sequence[Rows]) -> Rows:
+    indices, rows = _concatenated([f.indices for f in factors], 0), _concatenated([f.rows for f in factors], 0)
+    return replace(factors[0], indices=indices, rows=rows)
+
+
+def _joined_positions(factors: Sequence[OuterProducts]) -> OuterProducts:
+    left, right = _concatenated([f.left for f in factors], 1), _concatenated([f.right for f in factors], 1)
+    return OuterProducts(left, right, factors[0].layout)
+
+
+def _concatenated(arrays: Sequence[Any], axis: int) -> Any:
+    if len({array.dtype for array in arrays}) > 1:
+        dtype = accumulation_dtype(*arrays)
+        arrays = [array.astype(dtype) for array in arrays]
+    return jnp.concatenate(arrays, axis=axis)
+
+
+def _as_outer_products(recipe: Recipe) -> Recipe:
+    """Rows of a table as outer products with unit vectors, to be joined with others."""
+    if recipe.kind is OuterProducts:
+        return recipe
+    if recipe.kind is not Rows:
+        raise NoRule("a sum with a dense part")
+    num_rows = recipe.layout.base[0]
+
+    def products(factor: Rows) -> OuterProducts:
+        units = jax.nn.one_hot(factor.indices, num_rows, dtype=factor.rows.dtype)
+        return OuterProducts(units[None], factor.rows[None], recipe.layout)
+
+    return recipe.map(products, kind=OuterProducts, sides=(0, 1, 1))
+
+
+_MOST_TERMS = 100_000  # of a sum; doubling a value again and again would be endless
