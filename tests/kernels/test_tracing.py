@@ -82,7 +82,17 @@ OF_EACH_KIND = {  # a rule, a form of factors or a transformation of JAX that th
     *("tanh", "custom_vjp", "checkpoint_of_jit", "loss_that_vmaps", "tied_embedding", "embedding_take_clip"),
     *("conv_valid_strided", "conv_grouped", "conv_1d_first_axes", "scan_over_layers_checkpoint", "recurrent_embedding"),
     *("used_transposed", "weight_normalized", "penalized", "partly_frozen", "cond", "attention"),
-    *("masked", "merged_adapter", "gates", "complex_examples", "upsampled_uneven", "mixed", "switch", "cond_divides"),
+    *(
+        "weight_norm",
+        "masked",
+        "merged_adapter",
+        "gates",
+        "complex_examples",
+        "upsampled_uneven",
+        "mixed",
+        "switch",
+        "cond_divides",
+    ),
 }
 
 

@@ -288,7 +288,7 @@ def dense(name):
             w = w * jnp.tri(8, dtype=w.dtype)
         return jnp.sum(jnp.tanh(example["x"] @ w))
 
-    return loss, {"w": normal(0, 8, 8)}, {"x": normal(1, N, 8)}, {"w"} if name == "weight_normalized" else set()
+    return loss, {"w": normal(0, 8, 8)}, {"x": normal(1, N, 8)}, set()
 
 
 @model("penalized", "penalized_embedding", "penalized_positions")

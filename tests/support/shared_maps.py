@@ -70,6 +70,30 @@ def products(name):
     return loss, params, {"x": normal(1, N, 9)}, set()
 
 
+@model("weight_norm", "normalized_rows", "normalized_whole", "normalized_positions", "standardized", "along_itself")
+def normalized(name):
+    """Weights divided by a norm of themselves, from which a part of every gradient is taken away; or all of it."""
+
+    def loss(params, example):
+        v, x = params["v"], example["x"]
+        if name in ("weight_norm", "normalized_positions"):
+            w = v * (params["g"] / jnp.linalg.norm(v, axis=0))[None]
+        elif name == "normalized_rows":
+            w = v / jnp.linalg.norm(v, axis=1, keepdims=True)
+        elif name == "normalized_whole":
+            w = params["g"][0] * v / jnp.sqrt(jnp.sum(v**2))
+        elif name == "standardized":
+            w = v - v.mean(axis=0, keepdims=True)
+        else:  # of x along v, of which all but a thousandth disappears
+            w, x = v / jnp.linalg.norm(v, axis=0, keepdims=True), jax.lax.stop_gradient(v.sum(axis=1)) + 1e-3 * x
+            return jnp.tanh(jnp.sum(x @ w))
+        return jnp.sum(jnp.tanh(x @ w) ** 2)
+
+    size = (20,) if name == "normalized_positions" else ()
+    params = {"v": normal(0, 8, 9)} | ({"g": normal(2, 9)} if "norm" in name and name != "normalized_rows" else {})
+    return loss, params, {"x": normal(1, N, *size, 8)}, {"v"} if size else set()
+
+
 @model("stacked_weights", "split_weights", "gates")
 def put_together(name):
     """Weights that are put together or taken apart before they meet an example."""

@@ -3,6 +3,7 @@
     OuterProducts   g_i = Σ_t a_it b_itᵀ, as a dense layer, a convolution or a recurrence gives it
     Rows            g_i = Σ_t e_(k_it) r_itᵀ, rows added to a table, as an embedding gives it
     Stretched       outer products, each coordinate times a number, as the metric of an optimizer takes them
+    Sum             outer products, scaled and not, as the weights of a normalized layer take them
     WithSharedPart  one of these, and a part that is the same for every example, as a weight penalty adds it
     Dense           g_i itself
 
@@ -16,6 +17,7 @@ from jaxsgd.kernels.factors._outer_products import OuterProducts
 from jaxsgd.kernels.factors._rows import Rows, wide
 from jaxsgd.kernels.factors._shared_part import WithSharedPart
 from jaxsgd.kernels.factors._stretched import Stretched
+from jaxsgd.kernels.factors._sum import Sum
 
 __all__ = [
     "Dense",
@@ -25,6 +27,7 @@ __all__ = [
     "OuterProducts",
     "Rows",
     "Stretched",
+    "Sum",
     "WithSharedPart",
     "dense_one_by_one",
     "wide",

@@ -83,6 +83,10 @@ class OuterProducts(Factor):
         (_, t, i), o = self.left.shape, self.right.shape[2]
         return bool(t > 1 and t * (i + o) >= i * o)
 
+    def block_size(self) -> int:
+        """How many numbers a formed gradient has, but for zeros around it."""
+        return math.prod(self.layout.base)
+
     def work_to_form(self) -> int:
         """How many multiplications it takes to form the gradient of a single example."""
         return math.prod(self.left.shape) * int(self.right.shape[2])

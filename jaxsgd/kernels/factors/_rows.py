@@ -49,6 +49,10 @@ class Rows(Factor):
         """Whether the table is smaller than the rows of a single example, without their first axis."""
         return self.rows.shape[0] > max(self.num_rows, 1)
 
+    def block_size(self) -> int:
+        """How many numbers a formed gradient has."""
+        return math.prod(self.shape)
+
     def work_to_form(self) -> int:
         """How many additions it takes to form the table of a single example."""
         return int(self.rows.size)

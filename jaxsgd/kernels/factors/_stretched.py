@@ -81,7 +81,7 @@ class Stretched(Factor):
         t = self.base.sizes[1]
         if t > 2:
             return self._each(lambda block: jnp.sum(block**2))
-        (left, a), (right, b) = (_in_units(side) for side in self._sides())
+        (left, a), (right, b) = (in_units(side) for side in self._sides())
         scales = self._blocks(self._scales)
         unit = units.near(jnp.max(jnp.abs(scales), initial=0))
         D, sums = (scales / unit) ** 2, jnp.zeros(len(left), left.dtype)
@@ -178,7 +178,7 @@ def _map(function: Callable[[tuple[Array, Array]], Array], sides: tuple[Array, A
     return jax.lax.map(function, sides, batch_size=None if size == 1 else size)
 
 
-def _in_units(side: Float[Array, "n b t i"]) -> tuple[Float[Array, "n b t i"], Float[Array, " n"]]:
+def in_units(side: Float[Array, "n b t i"]) -> tuple[Float[Array, "n b t i"], Float[Array, " n"]]:
     """One side in a unit near the largest of its numbers, of every example alone, and the units."""
     unit = jax.vmap(units.near)(jnp.max(jnp.abs(side), axis=(1, 2, 3), initial=0))
     return side / unit[:, None, None, None], unit

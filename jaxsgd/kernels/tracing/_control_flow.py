@@ -26,12 +26,16 @@ def _scan(value: Value, operation: Operation) -> Recipe:
     if terms.count(before) != 1:
         raise NoRule("a scan that does more than add to it")
     terms.remove(before)
+    if not terms:
+        return recipe_of(operation.initial[place])
     inner = added([recipe_of(term) for term in terms])
     return added([recipe_of(operation.initial[place]), _over_time(operation, inner)])
 
 
 def _lifted(scan: Scan, inner: Recipe, combine: Callable[[Any], Any], **changes: Any) -> Recipe:
     """The recipe of a value of the body for all iterations, with the scales that these share."""
+    if inner.parts:
+        raise NoRule("a sum of parts in a loop")
     outside = [scale.value.outside for scale in inner.scales]
     scales = tuple(scale._replace(value=v) for scale, v in zip(inner.scales, outside, strict=True) if v is not None)
     if len(scales) < len(outside):
@@ -81,7 +85,7 @@ def _cond(value: Value, operation: Operation) -> Recipe:
 
 
 def _of_branch(cond: Cond, branch: int, recipe: Recipe) -> Recipe:
-    if recipe.scales:
+    if recipe.scales or recipe.parts:
         raise NoRule("scales of a branch")
     if not recipe.values:
         return recipe

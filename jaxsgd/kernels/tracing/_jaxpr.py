@@ -90,6 +90,8 @@ class Graph:
     def __init__(self, closed_jaxpr: Any, varies: Sequence[bool]):
         inputs = zip(closed_jaxpr.jaxpr.invars, varies, strict=True)
         self.inputs = [Value(variable.aval, varies=each) for variable, each in inputs]
+        self.operations: list[Operation] = []
+        self._products: dict[frozenset[Value], list[Value]] = {}
         self.effectful: list[Operation] = []  # a print or a callback runs, whether or not a value needs it
         self._count = 0
         self.outputs = self._inline(closed_jaxpr, self.inputs)
@@ -105,18 +107,37 @@ class Graph:
 
         for equation in jaxpr.eqns:
             inputs = [lookup(atom) for atom in equation.invars]
-            inner = _called(equation)
+            inner, product = _called(equation), frozenset(inputs)
             if inner is not None:
                 outputs = self._inline(inner, inputs)
+            elif equation.primitive.name == "mul" and product in self._products:  # a b is b a
+                outputs = self._products[product]
             else:
                 self._count += 1
                 kind = _KINDS.get(equation.primitive.name, Operation)
                 operation = kind(self._count, equation, inputs)
                 outputs = operation.outputs
+                self.operations.append(operation)
+                if operation.name == "mul" and len(product) == 2:
+                    self._products[product] = outputs
                 if operation.has_effects:
                     self.effectful.append(operation)
             values.update(zip(equation.outvars, outputs, strict=True))
         return [lookup(atom) for atom in jaxpr.outvars]
+
+
+class Computed(Operation):
+    """A function of values in place of the equation that had an output."""
+
+    def __init__(self, output: Value, inputs: Sequence[Value], function: Callable[..., Any]):
+        assert output.operation is not None
+        self.order, self.name, self.has_effects = output.operation.order, function.__name__, False
+        self.inputs, self.outputs, self._function = list(inputs), [output], function
+        output.operation = self
+
+    def run(self, values: dict[Value, Any], requested: set[Value]) -> None:
+        del requested
+        values[self.outputs[0]] = self._function(*(read(values, value) for value in self.inputs))
 
 
 class Scan(Operation):
@@ -284,6 +305,11 @@ def evaluate(requested: Sequence[Value], known: dict[Value, Any], effectful: Seq
 def read(values: dict[Value, Any], value: Value) -> Any:
     """The array of a value that is known or constant."""
     return value.constant if value.constant is not None else values[value]
+
+
+def needed(requested: Sequence[Value], effectful: Sequence[Operation] = ()) -> Iterable[Operation]:
+    """The operations that the requested values take."""
+    return _needed(requested, effectful, ()).keys()
 
 
 def _needed(

@@ -1,7 +1,7 @@
 """Rules of primitives that move the entries of a gradient, drop some or put zeros between them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,8 +83,31 @@ def _pad(value: Value, operation: Operation) -> Recipe:
 def _broadcast(value: Value, operation: Operation) -> Recipe:
     source = operation.inputs[0]
     if math.prod(source.shape) != math.prod(value.shape):
-        raise NoRule("broadcast")
+        return repeated(source, value.shape, tuple(map(int, operation.params["broadcast_dimensions"])))
     return _moved(outer_products_of(source), "reshape", value.shape)
+
+
+def repeated(source: Value, shape: tuple[int, ...], places: Sequence[int]) -> Recipe:
+    """An array of each example, repeated along the first or the last axes: its outer product with ones."""
+    own = {place for place, size in zip(places, source.shape, strict=True) if size > 1}
+    first = min(own, default=len(shape))
+    if own != set(range(first, first + len(own))) or (first > 0 and first + len(own) < len(shape)):
+        raise NoRule("broadcast along axes between others")
+    split = 1 if not own else first or len(own)
+    layout, sizes = Layout(shape), (math.prod(shape[:split]), math.prod(shape[split:]))
+
+    def build(array: Any) -> OuterProducts:
+        numbers = array.reshape(1, 1, -1)
+        ones = [_unfolded(jnp.ones((1, 1, size), array.dtype)) for size in sizes]
+        left, right = (ones[0], ones[1] * numbers) if first > 0 else (ones[0] * numbers, ones[1])
+        return OuterProducts(left, right, layout)
+
+    return Recipe(OuterProducts, (source,), build, layout, (0, split, len(shape) - split), rule="broadcast")
+
+
+def _unfolded(array: Any) -> Any:
+    """A constant that the compiler does not compute with, which takes it longer than the program."""
+    return jax.lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
 
 
 @rule("slice")

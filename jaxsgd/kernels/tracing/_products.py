@@ -1,23 +1,25 @@
 """Rules of matrix products, which make the outer products, or multiply one of their sides."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from jaxsgd._core.sums import accumulation_dtype, einsum
 from jaxsgd.kernels.factors import Layout, OuterProducts
-from jaxsgd.kernels.tracing._jaxpr import Operation, Value
+from jaxsgd.kernels.tracing._jaxpr import Computed, Graph, Operation, Value, needed
 from jaxsgd.kernels.tracing._recipe import NoRule, Recipe, outer_products_of, rule
 
 
 @rule("dot_general", named=True)
 def _dot_general(value: Value, operation: Operation) -> Recipe:
     """A matrix product: contracted dimensions are positions, batch dimensions blocks, the rest the two sides."""
-    for place in (0, 1):
-        if operation.inputs[place].varies and not operation.inputs[1 - place].varies:
-            try:
-                return _side_times(value, operation, place)
-            except NoRule:  # then it is a product like any other
-                break
+    varying = [place for place in (0, 1) if operation.inputs[place].varies]
+    if len(varying) == 1:
+        try:
+            return _side_times(value, operation, *varying)
+        except NoRule:  # then it is a product like any other, which is no factor if it is larger than what comes of it
+            if math.prod(operation.inputs[varying[0]].shape) >= math.prod(value.shape):
+                raise
     (left_contract, right_contract), (left_batch, right_batch) = operation.params["dimension_numbers"]
     left, right = operation.inputs
     blocks = len(left_batch)
@@ -69,6 +71,41 @@ def _side_times(value: Value, operation: Operation, place: int) -> Recipe:
     kept, new = (o if side == "left" else i), len(free)
     sides = (0, kept, new) if place == 0 else (0, new, kept)
     return recipe.map_with(multiplied, matrix, layout=layout, sides=sides)
+
+
+def sum_sides_first(graph: Graph, but: Sequence[Value]) -> None:
+    """Compute sums over a side of scaled outer products from the sides, as the gradients of norms of weights take them.
+
+    Σ_i S_io a_i b_o = (Sᵀa)_o b_o takes no outer product of an example. What ``but`` takes is left as it is.
+    """
+    others = set(needed(but, graph.effectful))
+    for operation in graph.operations:
+        if operation.name == "reduce_sum" and operation.outputs[0].varies and operation not in others:
+            try:
+                _sum_sides_first(operation)
+            except NoRule:
+                continue
+
+
+def _sum_sides_first(operation: Operation) -> None:
+    recipe, axes, (value,) = outer_products_of(operation.inputs[0]), set(operation.params["axes"]), operation.outputs
+    b, i, o = recipe.sides
+    left, right = set(range(i)), set(range(i, i + o))
+    if b or recipe.layout.steps or not recipe.scales or not (left <= axes or right <= axes) or axes & left & right:
+        raise NoRule("not a sum over a side")
+    if axes not in (left, right, left | right):
+        raise NoRule("a sum over one side and a part of the other")
+    count = len(recipe.values)
+
+    def summed(*arrays: Any) -> Any:
+        factor = recipe.build(*arrays[:count])
+        a, b = factor.left[0], factor.right[0]
+        scales = [scale.of(each, a.dtype) for scale, each in zip(recipe.scales, arrays[count:], strict=True)]
+        S = math.prod(scales[1:], start=scales[0]).reshape(a.shape[1], b.shape[1])
+        found = einsum("ti,io->to", a, S) * b if left <= axes else einsum("to,io->ti", b, S) * a
+        return found.sum(axis=0 if axes != left | right else (0, 1)).reshape(value.shape).astype(value.aval.dtype)
+
+    Computed(value, (*recipe.values, *(scale.value for scale in recipe.scales)), summed)
 
 
 @rule("reduce_sum")

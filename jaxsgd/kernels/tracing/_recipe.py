@@ -49,6 +49,7 @@ class Recipe:
     sides.
     ``direct`` is a cheaper way from the arrays to the gradient, of the size of the layout's base, where there is one.
     ``scales`` are what the gradient is multiplied with after that, the same for every example.
+    ``parts`` are the recipes of a :class:`Sum`, in place of all that.
     ``shared`` are values, the same for every example, which are added to the gradient.
     ``rule`` names the primitives that were understood, and ``why`` says why none was.
     """
@@ -60,6 +61,7 @@ class Recipe:
     sides: tuple[int, int, int] = (0, 0, 0)
     direct: Callable[..., Any] | None = None
     scales: tuple[Scale, ...] = ()
+    parts: tuple["Recipe", ...] = ()
     shared: tuple[Value, ...] = ()
     rule: str = ""
     why: str = ""
@@ -75,6 +77,16 @@ class Recipe:
         changes = {"direct": None} | changes
         values = (*self.values, *more)
         return replace(self, values=values, build=lambda *a: function(build(*a[:count]), *a[count:]), **changes)
+
+    def map_parts(self, function: Callable[["Recipe"], "Recipe"]) -> "Recipe":
+        """This recipe of a sum with a function applied to the recipe of every part."""
+        parts = tuple(map(function, self.parts))
+        return replace(self, parts=parts, values=tuple(value for part in parts for value in part.values))
+
+    def used_by_all(self) -> list[Value]:
+        """The values outside of ``values`` that it takes, the same for every example."""
+        inside = [value for part in self.parts for value in part.used_by_all()]
+        return [*self.shared, *(scale.value for scale in self.scales), *inside]
 
     def moved(self, name: str, argument: Any) -> tuple[Scale, ...]:
         """The scales after one step of a layout."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxsgd.kernels.factors import Layout, OuterProducts
 from jaxsgd.kernels.tracing._jaxpr import Operation, Value
+from jaxsgd.kernels.tracing._moves import repeated
 from jaxsgd.kernels.tracing._recipe import HOW, NoRule, Recipe, Scale, is_zero, outer_products_of, recipe_of, rule
 
 
@@ -21,15 +22,16 @@ def _negated(value: Value, operation: Operation) -> Recipe:
 def _scaled(value: Value, operation: Operation) -> Recipe:
     """By a number, which scales one of the sides, or entry by entry by an array that does not vary."""
     for source, by in (operation.inputs, operation.inputs[::-1]):
-        if source.shape != value.shape or (operation.name == "div" and by is not operation.inputs[1]):
+        if operation.name == "div" and by is not operation.inputs[1]:
             continue
         how = "times" if operation.name == "mul" else "over"
         scalar = _scalar(by)
         if scalar is not None:
             combine = jnp.multiply if how == "times" else jnp.divide
-            return _map_side(recipe_of(source), lambda side, s, combine=combine: combine(side, _like(s, side)), scalar)
+            recipe = _of_shape(source, value.shape)
+            return _map_side(recipe, lambda side, s, combine=combine: combine(side, _like(s, side)), scalar)
         if not by.varies:
-            return _by_entries(recipe_of(source), value.shape, by, how)
+            return _by_entries(_of_shape(source, value.shape), value.shape, by, how)
     raise NoRule(f"{operation.name} entry by entry")
 
 
@@ -46,17 +48,24 @@ def _masked(value: Value, operation: Operation) -> Recipe:
         def zeroed(side: Any, mask: Any) -> Any:
             return jnp.where(HOW[how](mask), side, jnp.zeros((), side.dtype))
 
-        both = recipe_of(source)  # both sides, as 0 times what is not finite would not be 0
+        both = _of_shape(source, value.shape)  # both sides, as 0 times what is not finite would not be 0
         return _map_side(_map_side(both, zeroed, scalar, side="left"), zeroed, scalar)
     if mask.varies:
         raise NoRule("select_n by a mask of each example")
-    return _by_entries(recipe_of(source), value.shape, mask, how)
+    return _by_entries(_of_shape(source, value.shape), value.shape, mask, how)
+
+
+def _of_shape(source: Value, shape: tuple[int, ...]) -> Recipe:
+    """The recipe of an operand, repeated along axes of length one where the result is larger."""
+    return recipe_of(source) if source.shape == shape else repeated(source, shape, tuple(range(len(shape))))
 
 
 def _by_entries(recipe: Recipe, shape: tuple[int, ...], by: Value, how: str) -> Recipe:
     """Times an array: where that is the same along one side of the outer products, it scales the other."""
     if not recipe.values:
         return recipe
+    if recipe.parts:
+        return recipe.map_parts(lambda part: _by_entries(part, shape, by, how))
     if jnp.issubdtype(by.aval.dtype, jnp.complexfloating):
         raise NoRule("scales that are complex")
     if recipe.kind is not OuterProducts or recipe.layout.steps:
@@ -98,6 +107,8 @@ def _like(number: Any, side: Any) -> Any:
 
 def _map_side(recipe: Recipe, function: Callable[..., Any], *by: Value, side: str = "right") -> Recipe:
     """A function of one side of outer products, or of the rows of a table, and of the arrays of more values."""
+    if recipe.parts:
+        return recipe.map_parts(lambda part: _map_side(part, function, *by, side=side))
     side = side if recipe.kind is OuterProducts else "rows"
     return recipe.map_with(
         lambda factor, *arrays: replace(factor, **{side: function(getattr(factor, side), *arrays)}), *by

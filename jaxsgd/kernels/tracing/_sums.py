@@ -1,5 +1,6 @@
 """The rule of sums: a parameter that is used more than once."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsgd._core.sums import accumulation_dtype
-from jaxsgd.kernels.factors import OuterProducts, Rows
+from jaxsgd.kernels.factors import OuterProducts, Rows, Sum
 from jaxsgd.kernels.tracing._jaxpr import Operation, Value
 from jaxsgd.kernels.tracing._recipe import NoRule, Recipe, recipe_of, rule
 
@@ -19,7 +20,14 @@ def _sum_of_uses(value: Value, operation: Operation) -> Recipe:
     terms = terms_of(value)
     if any(term.shape != value.shape for term in terms):
         raise NoRule("a sum of arrays of different shapes")
-    return added([recipe_of(term) for term in terms])
+    return added([_times(recipe_of(term), count) for term, count in Counter(terms).items()])
+
+
+def _times(recipe: Recipe, count: int) -> Recipe:
+    """The recipe of a term that occurs so many times."""
+    if count == 1 or recipe.kind is not OuterProducts:
+        return added([recipe] * count)
+    return recipe.map(lambda factor: replace(factor, right=count * factor.right))
 
 
 def terms_of(value: Value) -> list[Value]:
@@ -36,20 +44,39 @@ def terms_of(value: Value) -> list[Value]:
 
 
 def added(recipes: Sequence[Recipe]) -> Recipe:
-    """The recipe of a sum: positions of all uses side by side.
+    """The recipe of a sum: positions of all uses side by side; of those that are scaled differently, part by part.
 
     Raises:
-        NoRule: if these are laid out, or scaled, differently.
+        NoRule: if these are laid out differently.
     """
-    used = [recipe for recipe in recipes if recipe.values or recipe.kind is not OuterProducts]
-    if len(used) <= 1:
-        return (used or recipes)[0]
-    rule = " + ".join(dict.fromkeys(rule for recipe in used for rule in recipe.rule.split(" + ")))
+    groups: dict[Any, list[Recipe]] = {}
+    for recipe in recipes:
+        if recipe.parts:
+            raise NoRule("a sum of sums")
+        if recipe.values or recipe.kind is not OuterProducts:
+            groups.setdefault(recipe.scales, []).append(recipe)
+    if len(groups) <= 1:
+        return _side_by_side(next(iter(groups.values()), recipes))
+    parts = [_side_by_side(group) for group in groups.values()]
+    if any((each.kind, each.layout, each.sides) != (OuterProducts, parts[0].layout, parts[0].sides) for each in parts):
+        raise NoRule("a sum of uses that are laid out and scaled differently")
+    values = tuple(value for part in parts for value in part.values)
+    return Recipe(Sum, values, parts[0].build, parts=tuple(parts), rule=_rules_of(parts))
+
+
+def _rules_of(recipes: Sequence[Recipe]) -> str:
+    return " + ".join(dict.fromkeys(rule for recipe in recipes for rule in recipe.rule.split(" + ") if rule))
+
+
+def _side_by_side(recipes: Sequence[Recipe]) -> Recipe:
+    if len(recipes) == 1 or not recipes[0].values:
+        return recipes[0]
+    used, rule = list(recipes), _rules_of(recipes)
     join: Callable[[Sequence[Any]], Any] = _joined_rows
     if any(recipe.kind is not Rows for recipe in used):
         used, join = [_as_outer_products(recipe) for recipe in used], _joined_positions
     first = used[0]
-    if any((each.layout, each.sides, each.scales) != (first.layout, first.sides, first.scales) for each in used):
+    if any((each.layout, each.sides) != (first.layout, first.sides) for each in used):
         raise NoRule("a sum of uses that are laid out differently")
 
     def build(*arrays: Any) -> Any:

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxsgd._core.sums import accumulation_dtype, examples_at_a_time, varying_like
-from jaxsgd.kernels.factors import Dense, Factor, WithSharedPart, dense_one_by_one
+from jaxsgd._core.sums import accumulation_dtype, examples_at_a_time, total, varying_like
+from jaxsgd.kernels.factors import Dense, Factor, Sum, WithSharedPart, dense_one_by_one
 from jaxsgd.kernels.tracing._jaxpr import Operation, Value, evaluate, trace
+from jaxsgd.kernels.tracing._products import sum_sides_first
 from jaxsgd.kernels.tracing._recipe import Recipe
 from jaxsgd.kernels.tracing._rules import find
 
@@ -45,7 +46,7 @@ def loss_and_factors(
     arrays = jax.vmap(lambda example: of_one([*results, *of_each], example, graph.effectful))(batch)
     losses, arrays = returned.unflatten(arrays[: len(results)]), arrays[len(results) :]
     of_all = [value for value in operands if not value.varies]
-    of_all += [value for recipe in together for value in (*recipe.shared, *(scale.value for scale in recipe.scales))]
+    of_all += [value for recipe in together for value in recipe.used_by_all()]
     known = dict(zip(of_each, arrays, strict=True)) | dict(zip(of_all, evaluate(of_all, known_params), strict=True))
     factors = {recipe: _built(recipe, known, count) for recipe in together}
     if alone:
@@ -68,7 +69,12 @@ def _built(recipe: Recipe, known: dict[Value, Any], count: int) -> Factor:
     """The factor of ``count`` examples, from arrays of all of them, or one for all where a value does not vary."""
     arrays = [known[value] for value in recipe.values]
     in_axes = [0 if value.varies else None for value in recipe.values]
-    factor = _formed_if_smaller(recipe, arrays, in_axes, count)
+    if recipe.parts:
+        parts = tuple(_built(part, known, count) for part in recipe.parts)
+        formed = any(isinstance(part, Dense) for part in parts)
+        factor: Factor = Dense(total([part.materialize() for part in parts]), _SMALLER) if formed else Sum(parts)
+    else:
+        factor = _formed_if_smaller(recipe, arrays, in_axes, count)
     if recipe.scales:
         dtype = accumulation_dtype(
             *(leaf for leaf in jax.tree.leaves(factor) if jnp.issubdtype(leaf.dtype, jnp.floating))
@@ -92,6 +98,9 @@ def _formed_if_smaller(recipe: Recipe, arrays: list[Any], in_axes: list[int | No
             return (recipe.build(*arrays).block(),)
         return (recipe.layout(recipe.direct(*arrays)),)
 
+    if count * one.block_size() <= _LARGER:
+        (formed,) = jax.vmap(gradient, in_axes, axis_size=count)(*arrays)
+        return Dense(formed, _SMALLER, 2 * count * one.work_to_form())
     whole = tuple(jnp.broadcast_to(a, (count, *a.shape)) if axis is None else a for a, axis in pairs)
     work = one.work_to_form()
     (dense,) = dense_one_by_one(gradient, whole, examples_at_a_time(work), [_SMALLER], 2 * count * work)
@@ -107,6 +116,7 @@ def _plan(
     first = jax.tree.map(lambda leaf: leaf[0], batch)
     graph = trace(jax.value_and_grad(loss_fn, has_aux=has_aux), strong, first)
     returned: Any = jax.tree.structure(jax.eval_shape(loss_fn, strong, first) if has_aux else 0.0)
+    sum_sides_first(graph, but=graph.outputs[: returned.num_leaves])
     return graph, [find(value) for value in graph.outputs[returned.num_leaves :]], returned
 
 
