@@ -84,13 +84,15 @@ def normalized(name):
             w = params["g"][0] * v / jnp.sqrt(jnp.sum(v**2))
         elif name == "standardized":
             w = v - v.mean(axis=0, keepdims=True)
-        else:  # of x along v, of which all but a thousandth disappears
-            w, x = v / jnp.linalg.norm(v, axis=0, keepdims=True), jax.lax.stop_gradient(v.sum(axis=1)) + 1e-3 * x
-            return jnp.tanh(jnp.sum(x @ w))
+        else:  # of x along the first column, where all but a thousandth of the gradient disappears
+            w, x = v / jnp.linalg.norm(v, axis=0, keepdims=True), jax.lax.stop_gradient(v[:, 0]) + 1e-3 * x
+            return jnp.tanh((x @ w)[0])
         return jnp.sum(jnp.tanh(x @ w) ** 2)
 
     size = (20,) if name == "normalized_positions" else ()
-    params = {"v": normal(0, 8, 9)} | ({"g": normal(2, 9)} if "norm" in name and name != "normalized_rows" else {})
+    params = {"v": normal(0, 8, 9)} | (
+        {"g": normal(2, 9)} if "norm" in name and name != "normalized_rows" else {}
+    )
     return loss, params, {"x": normal(1, N, *size, 8)}, {"v"} if size else set()
 
 

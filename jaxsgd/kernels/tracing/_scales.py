@@ -22,7 +22,7 @@ def _negated(value: Value, operation: Operation) -> Recipe:
 def _scaled(value: Value, operation: Operation) -> Recipe:
     """By a number, which scales one of the sides, or entry by entry by an array that does not vary."""
     for source, by in (operation.inputs, operation.inputs[::-1]):
-        if operation.name == "div" and by is not operation.inputs[1]:
+        if not source.varies or (operation.name == "div" and by is not operation.inputs[1]):
             continue
         how = "times" if operation.name == "mul" else "over"
         scalar = _scalar(by)
