@@ -90,9 +90,7 @@ def normalized(name):
         return jnp.sum(jnp.tanh(x @ w) ** 2)
 
     size = (20,) if name == "normalized_positions" else ()
-    params = {"v": normal(0, 8, 9)} | (
-        {"g": normal(2, 9)} if "norm" in name and name != "normalized_rows" else {}
-    )
+    params = {"v": normal(0, 8, 9)} | ({"g": normal(2, 9)} if "norm" in name and name != "normalized_rows" else {})
     return loss, params, {"x": normal(1, N, *size, 8)}, {"v"} if size else set()
 
 
@@ -150,7 +148,7 @@ def transposed_convolutions(name):
         y = jax.lax.conv_transpose(
             example["x"], params["w"], strides, padding, rhs_dilation=dilation, dimension_numbers=numbers
         )
-        return jnp.sum(jnp.tanh(y) ** 2 * jnp.arange(1.0, y.size + 1).reshape(y.shape))
+        return jnp.sum(jnp.tanh(y) ** 2 * jnp.arange(1.0, y.size + 1, dtype=y.dtype).reshape(y.shape))
 
     places, kernel = ((4,), (5,)) if rank == 1 else ((2, 2), (3, 4))
     return loss, {"w": normal(0, *kernel, 9, 8)}, {"x": normal(1, N, 1, *places, 9)}, set()
@@ -171,7 +169,7 @@ def look_ups(name):
             "fixed_look_up": lambda: t[jnp.asarray([2, 2, 5])] * example["x"][:3],
             "mixed": lambda: jnp.concatenate([t[i, j], t[j[0], i[:2] % 3]]),
         }[name]()
-        return jnp.sum(jnp.tanh(rows) ** 2 * jnp.arange(1.0, rows.size + 1).reshape(rows.shape))
+        return jnp.sum(jnp.tanh(rows) ** 2 * jnp.arange(1.0, rows.size + 1, dtype=rows.dtype).reshape(rows.shape))
 
     shape = {"pairs_look_up": (9, 7, 8), "scalar_pairs": (9, 7, 8), "matrix_look_up": (9, 4, 3), "mixed": (9, 7, 8)}
     batch = {"i": labels(2, 9, N, 4).at[0, 0].set(-1), "j": labels(3, 7, N, 4), "x": normal(4, N, 8, 8)}

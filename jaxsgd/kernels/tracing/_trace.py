@@ -43,7 +43,7 @@ def loss_and_factors(
     results = graph.outputs[: returned.num_leaves]
     operands = list(dict.fromkeys(value for recipe in together for value in recipe.values))
     of_each = [value for value in operands if value.varies]
-    arrays = jax.vmap(lambda example: of_one([*results, *of_each], example, graph.effectful))(batch)
+    arrays = _of_all(lambda example: of_one([*results, *of_each], example, graph.effectful), batch)
     losses, arrays = returned.unflatten(arrays[: len(results)]), arrays[len(results) :]
     of_all = [value for value in operands if not value.varies]
     of_all += [value for recipe in together for value in recipe.used_by_all()]
@@ -54,6 +54,14 @@ def loss_and_factors(
         found = dense_one_by_one(lambda example: tuple(of_one(list(alone), example)), (batch,), 1, whys)
         factors |= zip(alone.values(), found, strict=True)
     return losses, tuple(factors[recipe] for recipe in recipes), tuple(recipe.rule or "none" for recipe in recipes)
+
+
+def _of_all(function: Callable[[Any], list[Any]], batch: PyTree) -> list[Any]:
+    """A function of every example together; one after the other where a primitive has no rule for a batch."""
+    try:
+        return list(jax.vmap(function)(batch))
+    except NotImplementedError:
+        return list(jax.lax.map(function, batch))
 
 
 def _are_better_alone(dense: list[Recipe], count: int) -> bool:
