@@ -131,7 +131,7 @@ class Computed(Operation):
 
     def __init__(self, output: Value, inputs: Sequence[Value], function: Callable[..., Any]):
         assert output.operation is not None
-        self.order, self.name, self.has_effects = output.operation.order, function.__name__, False
+        self.order, self.name, self.has_effects = output.operation.order, function.__name__.replace("_", " "), False
         self.inputs, self.outputs, self._function = list(inputs), [output], function
         output.operation = self
 

@@ -97,7 +97,7 @@ def _sum_sides_first(operation: Operation) -> None:
         raise NoRule("a sum over one side and a part of the other")
     count = len(recipe.values)
 
-    def summed(*arrays: Any) -> Any:
+    def sum_of_sides(*arrays: Any) -> Any:
         factor = recipe.build(*arrays[:count])
         a, b = factor.left[0], factor.right[0]
         scales = [scale.of(each, a.dtype) for scale, each in zip(recipe.scales, arrays[count:], strict=True)]
@@ -105,13 +105,16 @@ def _sum_sides_first(operation: Operation) -> None:
         found = einsum("ti,io->to", a, S) * b if left <= axes else einsum("to,io->ti", b, S) * a
         return found.sum(axis=0 if axes != left | right else (0, 1)).reshape(value.shape).astype(value.aval.dtype)
 
-    Computed(value, (*recipe.values, *(scale.value for scale in recipe.scales)), summed)
+    Computed(value, (*recipe.values, *(scale.value for scale in recipe.scales)), sum_of_sides)
 
 
 @rule("reduce_sum")
 def _reduce_sum(value: Value, operation: Operation) -> Recipe:
     """A sum over blocks turns them into positions."""
-    recipe = outer_products_of(operation.inputs[0])
+    try:
+        recipe = outer_products_of(operation.inputs[0])
+    except NoRule:
+        raise NoRule("a sum over positions") from None
     axes, (blocks, i, o) = operation.params["axes"], recipe.sides
     if recipe.layout.steps or recipe.scales or any(axis >= blocks for axis in axes):
         raise NoRule("a sum over positions")
