@@ -106,7 +106,7 @@ def _formed_if_smaller(recipe: Recipe, arrays: list[Any], in_axes: list[int | No
             return (recipe.build(*arrays).block(),)
         return (recipe.layout(recipe.direct(*arrays)),)
 
-    if count * one.block_size() <= _LARGER:
+    if recipe.direct is None and count * one.block_size() <= _LARGER:  # they stay in the cache, without a loop
         (formed,) = jax.vmap(gradient, in_axes, axis_size=count)(*arrays)
         return Dense(formed, _SMALLER, 2 * count * one.work_to_form())
     whole = tuple(jnp.broadcast_to(a, (count, *a.shape)) if axis is None else a for a, axis in pairs)
