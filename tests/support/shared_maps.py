@@ -212,3 +212,16 @@ def unrolled():
         return jnp.sum(h)
 
     return loss, {"w": normal(0, 8, 8) / 2}, VECTORS, {"w"}
+
+
+@model()
+def choice_of_platforms():
+    """A choice that is compiled for one platform only."""
+
+    def loss(params, example):
+        x = example["x"]
+        return jnp.sum(
+            jax.lax.platform_dependent(x, cpu=lambda x: jnp.tanh(x @ params["w"]), default=lambda x: x @ params["w"])
+        )
+
+    return loss, {"w": normal(0, 8, 9)}, VECTORS, {"w"}

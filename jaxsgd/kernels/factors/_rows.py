@@ -28,13 +28,14 @@ class Rows(Factor):
 
     The gradient of example n is zero but for the sum of the r_nt with k_nt = k in row k, of ``num_rows`` rows; an index
     of ``num_rows`` drops its row, which must be zero. ``table_shape`` is the parameter's shape; its first ``num_axes``
-    axes are those of the rows, counted through.
+    axes are those of the rows, counted through. ``are_distinct`` is set where no example has an index twice.
     """
 
     indices: Any
     rows: Any
     table_shape: tuple[int, ...] = field(metadata={"static": True})
     num_axes: int = field(default=1, metadata={"static": True})
+    are_distinct: bool = field(default=False, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,9 +69,11 @@ class Rows(Factor):
     def _distinct(self) -> tuple[Float[Array, "n t d"], Bool[Array, "n t"]]:
         """Rows in which an index that occurs again has been added to its first occurrence, and which these are."""
         rows = accumulated(self.rows)
+        inside = (self.indices >= 0) & (self.indices < self.num_rows)
+        if self.are_distinct:
+            return rows, inside
         same = self.indices[:, :, None] == self.indices[:, None, :]
         first = ~jnp.any(jnp.tril(same, -1), axis=2)
-        inside = (self.indices >= 0) & (self.indices < self.num_rows)
         summed = einsum("nts,nsd->ntd", same.astype(rows.dtype), rows)
         found = first & inside
         return jnp.where(found[:, :, None], summed, jnp.zeros((), rows.dtype)), found
@@ -94,7 +97,7 @@ class Rows(Factor):
         rows, rows2 = accumulated(self.rows), accumulated(other.rows)
         indices = jnp.concatenate([self.indices, other.indices], axis=1)
         rows = jnp.concatenate([rows, -coefficient.astype(rows2.dtype) * rows2], axis=1)
-        return replace(self, indices=indices, rows=rows)
+        return replace(self, indices=indices, rows=rows, are_distinct=False)
 
     def mean(self) -> Array:
         return self._scatter(self.indices, accumulated(self.rows)).reshape(self.shape) / self.count
@@ -174,7 +177,7 @@ class Rows(Factor):
 
     def flops(self) -> Flops:
         n, t, d = self.rows.shape
-        distinct = 2 * n * t**2 * d
+        distinct = 0 if self.are_distinct else 2 * n * t**2 * d
         return Flops(n * t * d, distinct + 2 * n * t * d, distinct + 2 * n * t * d, 2 * n**2 * t * d)
 
     def describe(self) -> str:

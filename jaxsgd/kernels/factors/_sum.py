@@ -145,7 +145,7 @@ def _outer(part: Any) -> OuterProducts:
 
 
 def _scales(part: Any) -> Array | None:
-    return part.scales if isinstance(part, Stretched) else None
+    return part._scales if isinstance(part, Stretched) else None
 
 
 def _products(first: Any, second: Any) -> Float[Array, " n"]:

@@ -64,9 +64,12 @@ def _over_time(scan: Scan, inner: Recipe) -> Recipe:
     if not inner.values:
         return inner
     if inner.kind is Rows:
-        return _lifted(
-            scan, inner, lambda f: replace(f, indices=f.indices.reshape(-1), rows=f.rows.reshape(-1, f.rows.shape[-1]))
-        )
+
+        def joined(f: Rows) -> Rows:
+            rows = f.rows.reshape(-1, f.rows.shape[-1])
+            return replace(f, indices=f.indices.reshape(-1), rows=rows, are_distinct=False)
+
+        return _lifted(scan, inner, joined)
 
     def side_by_side(array: Any) -> Any:
         array = jnp.moveaxis(array, 0, 1)
@@ -78,7 +81,8 @@ def _over_time(scan: Scan, inner: Recipe) -> Recipe:
 @rule("cond", named=True)
 def _cond(value: Value, operation: Operation) -> Recipe:
     """What is kept of the branch that is taken; of the others, positions of zeros."""
-    assert isinstance(operation, Cond)
+    if not isinstance(operation, Cond):
+        raise NoRule("a choice between platforms")
     place = operation.outputs.index(value)
     recipes = [recipe_of(branch.outputs[place]) for branch in operation.branches]
     return added([_of_branch(operation, k, recipe) for k, recipe in enumerate(recipes)])

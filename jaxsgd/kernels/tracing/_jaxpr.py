@@ -114,8 +114,7 @@ class Graph:
                 outputs = self._products[product]
             else:
                 self._count += 1
-                kind = _KINDS.get(equation.primitive.name, Operation)
-                operation = kind(self._count, equation, inputs)
+                operation = _kind(equation)(self._count, equation, inputs)
                 outputs = operation.outputs
                 self.operations.append(operation)
                 if operation.name == "mul" and len(product) == 2:
@@ -234,15 +233,17 @@ class Cond(Operation):
         self.index, *self.operands = inputs
         self.branches = [Graph(branch, [value.varies for value in self.operands]) for branch in self.params["branches"]]
         self._exposed: dict[Value, tuple[int, Value]] = {}
+        self._of_branch: dict[tuple[int, Value], Value] = {}
         for branch in self.branches:
             for inner, value in zip(branch.inputs, self.operands, strict=True):
                 inner.outside = value
 
     def of_branch(self, branch: int, inner: Value) -> Value:
         """A value of a branch as a value of the graph: zero where another branch is taken."""
-        value = Value(inner.aval, self, varies=self.index.varies or inner.varies)
-        self._exposed[value] = branch, inner
-        return value
+        if (branch, inner) not in self._of_branch:
+            value = Value(inner.aval, self, varies=self.index.varies or inner.varies)
+            self._of_branch[branch, inner], self._exposed[value] = value, (branch, inner)
+        return self._of_branch[branch, inner]
 
     def _wanted(self, requested: set[Value]) -> list[list[Value | None]]:
         """For every branch, which of its values are the requested ones, in order; None where another branch has it."""
@@ -280,7 +281,11 @@ class Cond(Operation):
         values.update(zip(places, jax.lax.switch(read(values, self.index), bodies, arrays), strict=True))
 
 
-_KINDS: dict[str, type[Operation]] = {"scan": Scan, "cond": Cond}
+def _kind(equation: Any) -> type[Operation]:
+    """What an equation becomes; a choice between platforms, of which but one can be compiled, is left as it is."""
+    if equation.primitive.name == "cond" and equation.params.get("branches_platforms") is None:
+        return Cond
+    return Scan if equation.primitive.name == "scan" else Operation
 
 
 def trace(function: Callable[..., Any], shared: Any, *arguments: Any) -> Graph:

@@ -60,7 +60,7 @@ def _update_slice(value: Value, operation: Operation) -> Recipe:
     def build(rows: Any, *starts: Any) -> Rows:
         first = [jnp.clip(wide(at), 0, size - own) for at, size, own in zip(starts, shape, rows.shape, strict=False)]
         row = _flat(first, shape, jnp.ones(count, bool)) + jnp.arange(count, dtype=first[0].dtype)
-        return Rows(row, rows.reshape(count, -1), shape, leading)
+        return Rows(row, rows.reshape(count, -1), shape, leading, are_distinct=True)
 
     return rows_of((rows, *starts[:leading]), build, shape, leading)
 

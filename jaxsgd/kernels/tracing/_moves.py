@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsgd.kernels.factors import Layout, OuterProducts, Rows
 from jaxsgd.kernels.tracing._jaxpr import Operation, Value
-from jaxsgd.kernels.tracing._recipe import NoRule, Recipe, is_zero, outer_products_of, recipe_of, rows_of, rule
+from jaxsgd.kernels.tracing._recipe import NoRule, Recipe, is_zero, outer_products_of, recipe_of, rows_of, rule, zero
 from jaxsgd.kernels.tracing._sums import added
 
 
@@ -74,7 +74,7 @@ def _pad(value: Value, operation: Operation) -> Recipe:
     indices = low + np.arange(source.shape[0]) * (between + 1)
 
     def build(rows: Any) -> Rows:
-        return Rows(jnp.asarray(indices, jnp.int32), rows.reshape(len(indices), -1), value.shape)
+        return Rows(jnp.asarray(indices, jnp.int32), rows.reshape(len(indices), -1), value.shape, are_distinct=True)
 
     return replace(rows_of((source,), build, value.shape, 1), rule="pad")
 
@@ -116,9 +116,7 @@ def _slice(value: Value, operation: Operation) -> Recipe:
     params = operation.params
     strides = params["strides"] or (1,) * len(value.shape)
     spans = list(zip(params["start_indices"], params["limit_indices"], strides, strict=True))
-    return _of_sides(
-        operation.inputs[0], value.shape, lambda side, axis, k: jax.lax.slice_in_dim(side, *spans[k], axis)
-    )
+    return _of_sides(operation.inputs[0], value, lambda side, axis, k: jax.lax.slice_in_dim(side, *spans[k], axis))
 
 
 @rule("split")
@@ -129,7 +127,7 @@ def _split(value: Value, operation: Operation) -> Recipe:
     def part(side: Any, axis: int, k: int) -> Any:
         return jax.lax.slice_in_dim(side, begin, begin + value.shape[along], 1, axis) if k == along else side
 
-    return _of_sides(operation.inputs[0], value.shape, part)
+    return _of_sides(operation.inputs[0], value, part)
 
 
 @rule("concatenate")
@@ -138,30 +136,32 @@ def _concatenate(value: Value, operation: Operation) -> Recipe:
     along, begin, parts = operation.params["dimension"], 0, []
     for source in operation.inputs:
         end = begin + source.shape[along]
-        parts.append(_between_zeros(source, along, begin, value.shape))
+        parts.append(_between_zeros(source, along, begin, value))
         begin = end
     return added(parts)
 
 
-def _between_zeros(source: Value, along: int, begin: int, shape: tuple[int, ...]) -> Recipe:
-    after = shape[along] - begin - source.shape[along]
+def _between_zeros(source: Value, along: int, begin: int, value: Value) -> Recipe:
+    after = value.shape[along] - begin - source.shape[along]
 
     def padded(side: Any, axis: int, k: int) -> Any:
         config = [(begin, after, 0) if at == axis and k == along else (0, 0, 0) for at in range(side.ndim)]
         return jax.lax.pad(side, jnp.zeros((), side.dtype), config)
 
-    return _of_sides(source, shape, padded)
+    return _of_sides(source, value, padded)
 
 
-def _of_sides(source: Value, shape: tuple[int, ...], change: Callable[[Any, int, int], Any]) -> Recipe:
+def _of_sides(source: Value, value: Value, change: Callable[[Any, int, int], Any]) -> Recipe:
     """Outer products whose sides are changed along their own axes: ``change`` of a side, its axis, and the gradient's.
 
     Only where every axis of the gradient is one of a block or a side.
     """
     recipe = outer_products_of(source)
+    if not recipe.values:
+        return zero(value)
     if recipe.layout.steps or recipe.scales:
         raise NoRule("a part of what was rearranged or scaled")
-    (b, i, _), base, layout = recipe.sides, recipe.layout.base, Layout(shape)
+    (b, i, _), base, shape, layout = recipe.sides, recipe.layout.base, value.shape, Layout(value.shape)
 
     def changed(side: Any, axes: range) -> Any:
         """A side (blocks, t, own axes) of shape (b, t, i) with its axes apart, and back."""

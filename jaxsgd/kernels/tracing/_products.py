@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jaxsgd._core.sums import accumulation_dtype, einsum
+from jaxsgd._core.sums import einsum
 from jaxsgd.kernels.factors import Layout, OuterProducts
 from jaxsgd.kernels.tracing._jaxpr import Computed, Graph, Operation, Value, needed
-from jaxsgd.kernels.tracing._recipe import NoRule, Recipe, outer_products_of, rule
+from jaxsgd.kernels.tracing._recipe import NoRule, Recipe, common_dtype, outer_products_of, rule
 
 
 @rule("dot_general", named=True)
@@ -62,7 +62,7 @@ def _side_times(value: Value, operation: Operation, place: int) -> Recipe:
     def multiplied(factor: OuterProducts, matrix: Any) -> OuterProducts:
         rest = factor.right if side == "left" else factor.left
         own = factor.left if side == "left" else factor.right
-        dtype = accumulation_dtype(own, matrix)
+        dtype = common_dtype(own, matrix)
         flat = matrix.transpose((*order, *free)).reshape(own.shape[-1], -1)
         product = einsum("bti,ij->btj", own.astype(dtype), flat.astype(dtype))
         left, right = (rest, product) if place == 0 else (product, rest)

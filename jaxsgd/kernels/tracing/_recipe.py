@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsgd._core.sums import accumulation_dtype
 from jaxsgd.kernels.factors import Layout, OuterProducts, Rows
 from jaxsgd.kernels.tracing._jaxpr import Operation, Value
 
@@ -145,6 +146,13 @@ def rows_of(values: tuple[Value, ...], build: Callable[..., Rows], shape: tuple[
     """The recipe of rows, with the layout that the same rows have as outer products."""
     layout = Layout((math.prod(shape[:leading]), math.prod(shape[leading:])))
     return Recipe(Rows, values, build, layout if layout.base == shape else layout.then("reshape", shape), (0, 1, 1))
+
+
+def common_dtype(*arrays: Any) -> Any:
+    """What arrays are put together in: what their sums are accumulated in, or complex numbers."""
+    if any(jnp.iscomplexobj(array) for array in arrays):
+        return np.result_type(*(array.dtype for array in arrays))
+    return accumulation_dtype(*arrays)
 
 
 def is_zero(value: Value) -> bool:

@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsgd._core.sums import accumulation_dtype
 from jaxsgd.kernels.factors import OuterProducts, Rows, Sum
 from jaxsgd.kernels.tracing._jaxpr import Operation, Value
-from jaxsgd.kernels.tracing._recipe import NoRule, Recipe, recipe_of, rule
+from jaxsgd.kernels.tracing._recipe import NoRule, Recipe, common_dtype, recipe_of, rule
 
 
 @rule("add_any", "add")
@@ -71,7 +70,7 @@ def _rules_of(recipes: Sequence[Recipe]) -> str:
 def _side_by_side(recipes: Sequence[Recipe]) -> Recipe:
     if len(recipes) == 1 or not recipes[0].values:
         return recipes[0]
-    used, rule = list(recipes), _rules_of(recipes)
+    used, rules = list(recipes), _rules_of(recipes)
     join: Callable[[Sequence[Any]], Any] = _joined_rows
     if any(recipe.kind is not Rows for recipe in used):
         used, join = [_as_outer_products(recipe) for recipe in used], _joined_positions
@@ -88,12 +87,12 @@ def _side_by_side(recipes: Sequence[Recipe]) -> Recipe:
         return join(built)
 
     values = tuple(value for recipe in used for value in recipe.values)
-    return replace(first, values=values, build=build, direct=None, rule=rule)
+    return replace(first, values=values, build=build, direct=None, rule=rules)
 
 
 def _joined_rows(factors: Sequence[Rows]) -> Rows:
     indices, rows = _concatenated([f.indices for f in factors], 0), _concatenated([f.rows for f in factors], 0)
-    return replace(factors[0], indices=indices, rows=rows)
+    return replace(factors[0], indices=indices, rows=rows, are_distinct=False)
 
 
 def _joined_positions(factors: Sequence[OuterProducts]) -> OuterProducts:
@@ -103,7 +102,7 @@ def _joined_positions(factors: Sequence[OuterProducts]) -> OuterProducts:
 
 def _concatenated(arrays: Sequence[Any], axis: int) -> Any:
     if len({array.dtype for array in arrays}) > 1:
-        dtype = accumulation_dtype(*arrays)
+        dtype = common_dtype(*arrays)
         arrays = [array.astype(dtype) for array in arrays]
     return jnp.concatenate(arrays, axis=axis)
 
