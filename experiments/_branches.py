@@ -43,7 +43,7 @@ SETTINGS = {
         {"SGD": 0.05, "AdamW": 0.003},
         1,
     ),
-    "text": Setting((100, 600, 3000), dict.fromkeys(OPTIMIZERS, (0.88, 0.93, 0.97)), {"SGD": 0.3, "AdamW": 0.003}, 1),
+    "text": Setting((30, 120, 480), dict.fromkeys(OPTIMIZERS, (0.93, 0.96, 0.97)), {"SGD": 0.125, "AdamW": 0.008}, 1),
 }
 
 

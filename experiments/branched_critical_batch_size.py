@@ -48,7 +48,7 @@ EARLY_FACTOR, EARLY_FACTOR_ADAMW, FACTOR = 1.5, 4.0, 10.0
 class Config(Seeded):
     """Settings of the experiment."""
 
-    tasks: tuple[Literal["digits", "clothes", "text"], ...] = ("digits", "clothes")
+    tasks: tuple[Literal["digits", "clothes", "text"], ...] = ("digits", "clothes", "text")
     """Which problems, of digits, clothes and text."""
     batch_sizes: tuple[int, ...] = (4, 12, 36, 108, 324, 972)
     """Of the branches."""
@@ -195,24 +195,33 @@ def at_once(rows: Arrays, name: str) -> np.ndarray:
 
 
 def draw(results: Arrays) -> Figure:
-    """Critical batch sizes along training, and what the predictors are of them."""
-    cases = list(grouped(results))
-    figure = page(ncols=2, height_to_width_ratio=0.75)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.9))
-    for place in range(0, len(cases), len(PHASES)):
-        series = cases[place : place + len(PHASES)]
-        values, low, high = np.array([over_seeds(rows, "critical") for rows in series]).T
-        task, optimizer = place // (2 * len(PHASES)), series[0]["optimizer"][0]
-        style = mark(task, line="-" if optimizer == "SGD" else DASHED, hollow=optimizer != "SGD")
-        x = np.arange(len(PHASES)) + 0.05 * (place / len(PHASES) - 1.5)
-        name = f"{series[0]['task'][0]}, {optimizer}"
-        left.errorbar(x, values, [values - low, high - values], label=name, capsize=1.5, elinewidth=0.6, **style)
-    ticks = {"xticks": range(len(PHASES)), "xticklabels": PHASES}
-    panel(left, "measured", y="critical batch size (examples)", log="y", legend="upper left", **ticks)
-    left.set_ylim(10, 3e5)
-    draw_factors(right, cases)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    """For every problem critical batch sizes along training, and what the predictors are of them."""
+    tasks = list(dict.fromkeys(results["task"].tolist()))
+    figure = page(nrows=len(tasks), ncols=2, height_to_width_ratio=0.4)
+    rows = figure.subplots(len(tasks), 2, width_ratios=(1, 1.9), sharex="col", squeeze=False)
+    for task, (left, right) in zip(tasks, rows, strict=True):
+        cases = list(grouped({name: values[results["task"] == task] for name, values in results.items()}))
+        draw_measured(left, cases)
+        draw_factors(right, cases)
+        left.set_title(f"{task}, measured")
+        right.set_title(f"{task}, predicted")
+    rows[0, 0].legend(loc="upper left")
+    panel(rows[len(tasks) // 2, 0], y="critical batch size (examples)")
+    panel(rows[-1, 1], x="noise scale over the critical batch size")
+    figure.legend(*rows[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def draw_measured(axes: Any, cases: list[Arrays]) -> None:
+    """Critical batch sizes early, in the middle and late with each optimizer."""
+    for place, optimizer in enumerate(OPTIMIZERS):
+        series = [rows for rows in cases if rows["optimizer"][0] == optimizer]
+        values, low, high = np.array([over_seeds(rows, "critical") for rows in series]).T
+        style = mark(place, line=DASHED if place else "-", hollow=bool(place))
+        x = np.arange(len(series)) + 0.06 * (place - 0.5)
+        axes.errorbar(x, values, [values - low, high - values], label=optimizer, capsize=1.5, elinewidth=0.6, **style)
+    ticks = {"xticks": range(len(PHASES)), "xticklabels": PHASES, "yticks": [10, 100, 1000, 10000]}
+    panel(axes, log="y", xlim=(-0.3, len(PHASES) - 0.7), ylim=(5, 3e4), **ticks)
 
 
 def draw_factors(axes: Any, cases: list[Arrays]) -> None:
@@ -230,7 +239,7 @@ def draw_factors(axes: Any, cases: list[Arrays]) -> None:
         axes.errorbar(values, y, xerr=[values - low, high - values], label=text, elinewidth=0.6, **style)
     for k, case in enumerate(cases):
         alone = np.clip(at_once(case, "simple") / over_seeds(case, "critical")[0], *limits)
-        y = np.full(len(alone), heights[k] - 0.35)
+        y = np.full(len(alone), heights[k] - 0.38)
         axes.plot(alone, y, "|", color="black", markersize=4, label="one checkpoint, each seed" if k == 0 else None)
-    ticks = {"yticks": heights, "yticklabels": [label(case) for case in cases], "xlim": limits}
-    panel(axes, "predicted", x="noise scale over the critical batch size", log="x", **ticks)
+    names = [label(case).split(", ", 1)[1] for case in cases]
+    panel(axes, log="x", yticks=heights, yticklabels=names, xlim=limits)
