@@ -13,7 +13,7 @@ NUM_SYMBOLS = 27  # a space and the letters
 
 
 def windows(length: int) -> np.ndarray:
-    """Pieces of the text and the symbol after each, 0 for a space and 1 to 26 for a to z, shape (pieces, length + 1)."""
+    """Pieces of the text and the symbol after each, 0 for a space, 1 to 26 for a to z, shape (pieces, length + 1)."""
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     text = " ".join(topics[name] for name in sorted(topics))
     codes = np.frombuffer(" ".join(re.findall("[a-z]+", text.lower())).encode(), np.uint8)
