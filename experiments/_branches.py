@@ -91,12 +91,14 @@ def cell(
         **options,
     )
     smallest, middle = measured.trials[0], measured.trials[len(measured.trials) // 2]
+    most = config.multiples[-1]
     branched = branched_critical(
         *common,
         batch_size=smallest.batch_size,
         learning_rate=smallest.best_rate,
-        num_examples=32 * smallest.batch_size * max(math.ceil(smallest.fewest_steps / 32), 2),
+        num_examples=most * smallest.batch_size * max(math.ceil(smallest.fewest_steps / most), 2),
         tolerance=0.1 * (1 - part) * loss,
+        multiples=config.multiples,
         scaling=SCALINGS[optimizer],
         num_runs=max(2 * setting.num_runs, 2),
         **options,

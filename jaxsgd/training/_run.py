@@ -221,7 +221,8 @@ class _Run:
         steps = jnp.asarray([step for step, _ in self.records])
         with jax.debug_nans(False):
             names = self.records[0][1]
-            metrics = {name: jnp.stack([found[name] for _, found in self.records], axis=-1) for name in names}
+            stacked = {name: np.stack([found[name] for _, found in self.records], axis=-1) for name in names}
+            metrics = jax.tree.map(jnp.asarray, stacked)
         kept = self.kept.stacked(params, axis=self.plan.has_rates + self.plan.has_runs)
         return RunResult(carry.params, steps, metrics, self.rates, kept, carry.optimizer)
 
