@@ -278,6 +278,17 @@ def test_one_compilation_for_any_number_of_steps_and_any_values() -> None:
     assert _run._advance._cache_size() == before[0] + 1, "the control: another batch size is another shape"
 
 
+def test_another_number_of_records_compiles_nothing(caplog) -> None:
+    """Catches records that are put together on the device, one program for each number of them."""
+    arguments = (*classifier(), optax.sgd, designs.WithReplacement(2), 12, KEY)
+    with jax.log_compiles():
+        training.run_sgd(*arguments, learning_rates=[0.1], record_every=6)
+        assert any("Compiling" in entry for entry in caplog.messages), "the control: the first time it compiles"
+        caplog.clear()
+        training.run_sgd(*arguments, learning_rates=[0.1], record_every=1)
+    assert not [entry for entry in caplog.messages if "Compiling" in entry]
+
+
 def test_divergence_is_reported_as_it_is() -> None:
     losses = run(problems.line_fit(), optax.sgd(10.0), designs.WithoutReplacement(4), 400).metrics["loss"]
     assert not np.isfinite(losses[-1])
