@@ -81,7 +81,7 @@ def cell(
     loss = float(jaxsgd.problems.mean_loss(task.loss_fn, params, task.seen))
     common = (task.loss_fn, params, task.data, OPTIMIZERS[optimizer], key)
     options: Any = {"opt_state": opt_state, "eval_data": task.seen}
-    tried = setting.rates[optimizer] * 2.0 ** np.arange(-1, 3)
+    tried = (setting.rates[optimizer] * 2.0 ** np.arange(-1, 3)).tolist()
     measured = measure_critical(
         *common,
         target=part * loss,
