@@ -36,19 +36,21 @@ def cnn_3c3d(count: int) -> Problem:
     return _convolutional((32, 32, 3), ((5, 64), (3, 96), (3, 128)), (512, 256, 10), count)
 
 
-def gpt(length: int, count: int, *, scanned: bool, width: int = 128, num_blocks: int = 3) -> Problem:
+def gpt(
+    length: int, count: int, *, scanned: bool, width: int = 128, num_blocks: int = 3, vocabulary: int = VOCABULARY
+) -> Problem:
     """A GPT with tied embeddings; blocks unrolled, or stacked and scanned over."""
     draw = Draw()
     blocks: Any = [_block_params(draw, width) for _ in range(num_blocks)]
     if scanned:
         blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
     params = {
-        "table": 0.02 * draw.normal(VOCABULARY, width),
+        "table": 0.02 * draw.normal(vocabulary, width),
         "positions": 0.02 * draw.normal(length, width),
         "blocks": blocks,
         "norm": _norm_params(draw, width),
     }
-    tokens = draw.labels(VOCABULARY, count, length + 1)
+    tokens = draw.labels(vocabulary, count, length + 1)
     return Problem(partial(_gpt_loss, scanned), params, {"tokens": tokens[:, :-1], "next": tokens[:, 1:]})
 
 

@@ -15,7 +15,7 @@ from experiments import _models, _text
 from experiments._claims import MissingDataError
 from jaxsgd import problems
 
-LENGTH, WIDTH, NUM_BLOCKS = 16, 16, 1  # of the GPT
+LENGTH, WIDTH, NUM_BLOCKS = 8, 16, 1  # of the GPT
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def clothes(num_seen: int = 2000) -> Task:
 
 
 def text(num_seen: int = 1000) -> Task:
-    """A GPT of one block on windows of 16 bytes of the text that comes with Python, every tenth window held out."""
-    model = _models.gpt(LENGTH, 1, scanned=False, width=WIDTH, num_blocks=NUM_BLOCKS)
+    """A GPT of one block on windows of 8 letters of the text that comes with Python, a tenth of them held out."""
+    model = _models.gpt(LENGTH, 1, scanned=False, width=WIDTH, num_blocks=NUM_BLOCKS, vocabulary=_text.NUM_SYMBOLS)
     pieces = jnp.asarray(_text.windows(LENGTH), int)
     order = np.random.default_rng(0).permutation(len(pieces))
     train, test = (

@@ -116,8 +116,8 @@ def _batch_size(findings: Findings) -> Verdict:
     text = (
         f"The largest power of two up to where noise equals signal takes {_cost(findings, M)}; "
         f"{_next(findings, M)}. "
-        "In measurements that was right for SGD until late in a run, when it was up to 9 times too large, and with "
-        "Adam mostly 3 to 9 times too small: jaxsgd.batch_size.measure_critical measures it from a checkpoint."
+        "In measurements that was right for SGD to a factor of 2, but up to 9 times too large late in a run, and with "
+        "Adam mostly 2 to 9 times too small: jaxsgd.batch_size.measure_critical measures it from a checkpoint."
     )
     return Verdict("Batch size", str(M), text)
 

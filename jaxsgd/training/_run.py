@@ -218,10 +218,11 @@ class _Run:
                 stored = self.checkpoint.load(carry)
                 number, carry, self.records, self.kept.found = (0, carry, [], []) if stored is None else stored
                 carry = self._continue(number, carry)
-        steps = jnp.asarray([step for step, _ in self.records])
+        steps = np.array([step for step, _ in self.records])
+        names = self.records[0][1]
+        stacked = {name: np.stack([found[name] for _, found in self.records], axis=-1) for name in names}
         with jax.debug_nans(False):
-            names = self.records[0][1]
-            metrics = {name: jnp.stack([found[name] for _, found in self.records], axis=-1) for name in names}
+            steps, metrics = jax.device_put((steps, stacked))  # no program for each number of records
         kept = self.kept.stacked(params, axis=self.plan.has_rates + self.plan.has_runs)
         return RunResult(carry.params, steps, metrics, self.rates, kept, carry.optimizer)
 

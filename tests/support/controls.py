@@ -62,12 +62,12 @@ CONTROLS: dict[str, list[Control]] = {
         (
             "parts of simple",
             lambda v: v * [3.0, 1.0],
-            "early with SGD, a pooled noise scale must be within a factor of 1.5",
+            "before late with SGD a pooled noise scale must be within a factor of 2.5",
         ),
         (
             "parts of simple",
             lambda v: v / [3.0, 1.0],
-            "early with SGD, a pooled noise scale must be within a factor of 1.5",
+            "before late with SGD a pooled noise scale must be within a factor of 2.5",
         ),
     ],
     "critical_batch_size": [

@@ -1,5 +1,6 @@
 """A run of SGD is the loop one would write, for every design and optimizer, however it is cut or watched."""
 
+import functools
 from fractions import Fraction
 
 import jax
@@ -276,6 +277,19 @@ def test_one_compilation_for_any_number_of_steps_and_any_values() -> None:
     assert (_run._advance._cache_size(), _run._measure._cache_size()) == before
     training.run_sgd(loss_fn, params, data, optax.sgd, designs.WithReplacement(3), 3, KEY, learning_rates=[0.1])
     assert _run._advance._cache_size() == before[0] + 1, "the control: another batch size is another shape"
+
+
+def test_another_number_of_records_compiles_nothing(caplog) -> None:
+    """Catches records that are put together on the device, one program for each number of them."""
+    loss_fn, params, data = classifier()
+    new = functools.partial(loss_fn)  # that no other test has compiled
+    arguments = (new, params, data, optax.sgd, designs.WithReplacement(2), 12, KEY)
+    with jax.log_compiles():
+        training.run_sgd(*arguments, learning_rates=[0.1], record_every=6)
+        assert any("Compiling" in entry for entry in caplog.messages), "the control: the first time it compiles"
+        caplog.clear()
+        training.run_sgd(*arguments, learning_rates=[0.1], record_every=1)
+    assert not [entry for entry in caplog.messages if "Compiling" in entry]
 
 
 def test_divergence_is_reported_as_it_is() -> None:
