@@ -32,6 +32,17 @@ def masked(name):
     return loss, {"w": normal(0, 8, 9)}, {"x": normal(1, N, *size, 8)}, {"w"} if size else set()
 
 
+@model("parts_of_every_sign")
+def parts(name):
+    """Weights whose positive and negative parts meet the same example: more to keep than their gradient."""
+
+    def loss(params, example):
+        w, x = params["w"], example["x"]
+        return jnp.sum(jnp.tanh(x @ jax.nn.relu(w)) + jnp.sin(x @ jnp.abs(w)) + x @ jnp.minimum(w, 0.1))
+
+    return loss, {"w": normal(0, 8, 9)}, {"x": normal(1, N, 8)}, {"w"}
+
+
 @model("masked_recurrence", "masked_scan")
 def masked_loops(name):
     """A mask inside a loop, and one outside of it."""

@@ -79,7 +79,7 @@ def _built(recipe: Recipe, known: dict[Value, Any], count: int) -> Factor:
     in_axes = [0 if value.varies else None for value in recipe.values]
     if recipe.parts:
         parts = tuple(_built(part, known, count) for part in recipe.parts)
-        formed = any(isinstance(part, Dense) for part in parts)
+        formed = any(isinstance(part, Dense) for part in parts) or _size(parts) > count * math.prod(parts[0].shape)
         factor: Factor = Dense(total([part.materialize() for part in parts]), _SMALLER) if formed else Sum(parts)
     else:
         factor = _formed_if_smaller(recipe, arrays, in_axes, count)
@@ -92,6 +92,10 @@ def _built(recipe: Recipe, known: dict[Value, Any], count: int) -> Factor:
     if recipe.shared:
         factor = WithSharedPart(factor, sum(known[value] for value in recipe.shared))
     return factor
+
+
+def _size(parts: tuple[Factor, ...]) -> int:
+    return sum(array.size for array in jax.tree.leaves(parts))
 
 
 def _formed_if_smaller(recipe: Recipe, arrays: list[Any], in_axes: list[int | None], count: int) -> Factor:
