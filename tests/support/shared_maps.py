@@ -32,6 +32,31 @@ def masked(name):
     return loss, {"w": normal(0, 8, 9)}, {"x": normal(1, N, *size, 8)}, {"w"} if size else set()
 
 
+def rounds_its_gradient(rounded):
+    """The identity, whose gradient is a function of what comes."""
+    identity = jax.custom_vjp(lambda w: w)
+    identity.defvjp(lambda w: (w, None), lambda _, g: (rounded(g),))
+    return identity
+
+
+@model("gradient_to_integers", "gradient_to_signs", "look_up_to_integers", "reduced_precision", "narrow_and_back")
+def rounded(name):
+    """Gradients that are rounded on the way, which products of what they are made of do not know."""
+    maps = {
+        "gradient_to_integers": rounds_its_gradient(lambda g: (10 * g).astype(int).astype(g.dtype)),
+        "gradient_to_signs": rounds_its_gradient(lambda g: (g > 0.1).astype(bool).astype(g.dtype)),
+        "look_up_to_integers": rounds_its_gradient(lambda g: (10 * g).astype(int).astype(g.dtype)),
+        "reduced_precision": lambda w: jax.lax.reduce_precision(w, 4, 3),
+        "narrow_and_back": lambda w: w.astype(jnp.float16).astype(w.dtype),
+    }
+
+    def loss(params, example):
+        w = maps[name](params["w"])
+        return jnp.sum(jnp.tanh(w[example["i"]] if name == "look_up_to_integers" else example["x"] @ w) ** 3)
+
+    return loss, {"w": normal(0, 8, 9)}, VECTORS | {"i": labels(3, 8, N, 2)}, {"w"}
+
+
 @model("parts_of_every_sign")
 def parts(name):
     """Weights whose positive and negative parts meet the same example: more to keep than their gradient."""

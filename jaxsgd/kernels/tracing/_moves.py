@@ -15,7 +15,7 @@ from jaxsgd.kernels.tracing._recipe import NoRule, Recipe, is_zero, outer_produc
 from jaxsgd.kernels.tracing._sums import added
 
 
-@rule("copy", "copy_p", "reduce_precision", "optimization_barrier")
+@rule("copy", "copy_p", "optimization_barrier")
 def _passed(value: Value, operation: Operation) -> Recipe:
     if len(operation.inputs) == 1:
         return recipe_of(operation.inputs[0])

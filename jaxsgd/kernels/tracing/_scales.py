@@ -141,11 +141,40 @@ def _imaginary(value: Value, operation: Operation) -> Recipe:
 
 @rule("convert_element_type")
 def _converted(value: Value, operation: Operation) -> Recipe:
-    """Another precision; of complex numbers, their real part."""
-    before, after = operation.inputs[0].aval.dtype, value.aval.dtype
-    if jnp.issubdtype(before, jnp.complexfloating) and not jnp.issubdtype(after, jnp.complexfloating):
+    """Another precision, unless digits were lost on the way to it; of complex numbers, their real part."""
+    (source,), after = operation.inputs, value.aval.dtype
+    if not jnp.issubdtype(after, jnp.inexact) or (_is_wider(after, source.aval.dtype) and _was_narrowed(source)):
+        raise NoRule("a gradient that is rounded on the way")
+    if jnp.issubdtype(source.aval.dtype, jnp.complexfloating) and not jnp.issubdtype(after, jnp.complexfloating):
         return _real(value, operation)
+    return recipe_of(source)
+
+
+@rule("reduce_precision")
+def _rounded(value: Value, operation: Operation) -> Recipe:
+    """To what the type holds anyway, as ``jax.checkpoint`` does."""
+    params, held = operation.params, jnp.finfo(value.aval.dtype)  # type: ignore[no-untyped-call]
+    if params["exponent_bits"] < held.nexp or params["mantissa_bits"] < held.nmant:
+        raise NoRule("a gradient that is rounded on the way")
     return recipe_of(operation.inputs[0])
+
+
+def _was_narrowed(value: Value) -> bool:
+    """Whether a value was converted to fewer digits, and only moved since."""
+    while value.operation is not None and len(value.operation.inputs) == 1:
+        (source,) = value.operation.inputs
+        if value.operation.name == "convert_element_type" and _is_wider(source.aval.dtype, value.aval.dtype):
+            return True
+        value = source
+    return False
+
+
+def _is_wider(first: Any, second: Any) -> bool:
+    """Whether a type has more digits, or larger numbers, than another."""
+    if not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in (first, second)):
+        return not jnp.issubdtype(second, jnp.inexact)
+    a, b = jnp.finfo(first), jnp.finfo(second)  # type: ignore[no-untyped-call]
+    return bool(a.nmant > b.nmant or a.nexp > b.nexp)
 
 
 def _part(source: Value, parts: Callable[[Any, Any], tuple[Any, Any, Any, Any]]) -> Recipe:
