@@ -106,7 +106,15 @@ def products(name):
     return loss, params, {"x": normal(1, N, 9)}, set()
 
 
-@model("weight_norm", "normalized_rows", "normalized_whole", "normalized_positions", "standardized", "along_itself")
+@model(
+    "weight_norm",
+    "normalized_rows",
+    "normalized_whole",
+    "normalized_positions",
+    "standardized",
+    "along_itself",
+    "number_times_itself",
+)
 def normalized(name):
     """Weights divided by a norm of themselves, from which a part of every gradient is taken away; or all of it."""
 
@@ -120,6 +128,8 @@ def normalized(name):
             w = params["g"][0] * v / jnp.sqrt(jnp.sum(v**2))
         elif name == "standardized":
             w = v - v.mean(axis=0, keepdims=True)
+        elif name == "number_times_itself":
+            return jnp.sum(jnp.tanh(x)) * jnp.sum(v**2)
         else:  # of x along the first column, where all but a thousandth of the gradient disappears
             w, x = v / jnp.linalg.norm(v, axis=0, keepdims=True), jax.lax.stop_gradient(v[:, 0]) + 1e-3 * x
             return jnp.tanh((x @ w)[0])

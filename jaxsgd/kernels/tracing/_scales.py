@@ -57,12 +57,12 @@ def _masked(value: Value, operation: Operation) -> Recipe:
 
 def _of_shape(source: Value, shape: tuple[int, ...]) -> Recipe:
     """The recipe of an operand, repeated along axes of length one where the result is larger."""
-    return recipe_of(source) if source.shape == shape else repeated(source, shape, tuple(range(len(shape))))
+    return recipe_of(source) if source.shape == shape else repeated(source, shape, tuple(range(len(source.shape))))
 
 
 def _by_entries(recipe: Recipe, shape: tuple[int, ...], by: Value, how: str) -> Recipe:
     """Times an array: where that is the same along one side of the outer products, it scales the other."""
-    if not recipe.values:
+    if not recipe.values or 0 in shape:
         return recipe
     if recipe.parts:
         return recipe.map_parts(lambda part: _by_entries(part, shape, by, how))
